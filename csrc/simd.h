@@ -1,0 +1,201 @@
+// Vectors of kLanes numbers, by the compiler's vector extension: the same source becomes SSE2, AVX2, AVX-512 or NEON.
+// Included by *_simd.cpp only, which CMake compiles once per level with FASTPOSE_SIMD naming the level. Everything here has
+// internal linkage or lives in the level's namespace, so that no AVX-512 copy of a shared inline function can be linked
+// into code that runs on older CPUs.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "dtype.h"
+
+namespace fastpose::FASTPOSE_SIMD {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+template <typename A> struct VecOf { typedef A type __attribute__((vector_size(kLanes * sizeof(A)))); };
+template <typename A> using Vec = typename VecOf<A>::type;
+template <typename A> using Mask = Vec<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>;
+
+template <typename To, typename From> static inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <typename A> static inline Vec<A> splat(A a) { return a - Vec<A>{}; }
+
+// 0, 1, 2, ...
+template <typename A> static inline Vec<A> iota() {
+  Vec<A> v;
+  for (int i = 0; i < kLanes; ++i) v[i] = A(i);
+  return v;
+}
+
+template <typename V> static inline V max(V a, V b) { return a > b ? a : b; }
+template <typename V> static inline V min(V a, V b) { return a < b ? a : b; }
+
+template <typename A> static inline A horizontal_sum(Vec<A> v) {
+  A s[kLanes];
+  __builtin_memcpy(s, &v, sizeof v);
+  for (int n = kLanes / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] += s[i + n];
+  return s[0];
+}
+
+template <typename A> static inline A horizontal_max(Vec<A> v) {
+  A s[kLanes];
+  __builtin_memcpy(s, &v, sizeof v);
+  for (int n = kLanes / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] = s[i] > s[i + n] ? s[i] : s[i + n];
+  return s[0];
+}
+
+// ---- one element <-> its accumulator ------------------------------------------------------------------------------
+
+static inline float widen(float v) { return v; }
+static inline double widen(double v) { return v; }
+static inline float widen(BFloat16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
+static inline float widen(Half v) {
+  // The exponent moves from bias 15 to bias 127 by a multiplication, which is exact for subnormals too.
+  uint32_t magnitude = uint32_t(v.bits & 0x7fff) << 13;
+  uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  if (magnitude >= 0x7c00u << 13) bits = magnitude | 0x7f800000u;  // infinity and NaN
+  return bit_cast<float>(bits | uint32_t(v.bits & 0x8000) << 16);
+}
+
+static inline void narrow(float a, float* p) { *p = a; }
+static inline void narrow(double a, double* p) { *p = a; }
+static inline void narrow(float a, BFloat16* p) {
+  uint32_t u = bit_cast<uint32_t>(a);
+  p->bits = a != a ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+static inline void narrow(float a, Half* p) {
+  uint32_t u = bit_cast<uint32_t>(a), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffffu;
+  uint32_t bits;
+  if (a != a) bits = 0x7e00;
+  else if (magnitude >= 0x477ff000u) bits = 0x7c00;                           // rounds to infinity
+  else if (magnitude < 0x38800000u)                                            // subnormal: let the adder round
+    bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  else bits = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  p->bits = uint16_t(sign | bits);
+}
+
+// ---- kLanes neighbouring elements <-> a vector ---------------------------------------------------------------------
+
+template <typename T> static inline Vec<Accumulator<T>> load(const T* p) {
+  using A = Accumulator<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    Vec<A> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    Vec<uint16_t> bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return bit_cast<Vec<float>>(__builtin_convertvector(bits, Vec<uint32_t>) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return bit_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+    return bit_cast<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    Vec<float> v;
+    for (int i = 0; i < kLanes; ++i) v[i] = widen(p[i]);
+    return v;
+#endif
+  }
+}
+
+template <typename T> static inline void store(Vec<Accumulator<T>> v, T* p) {
+  using A = Accumulator<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    __builtin_memcpy(p, &v, sizeof v);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(v);
+    Vec<uint32_t> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    rounded = v != v ? Vec<uint32_t>{} + 0x7fc0 : rounded;
+    Vec<uint16_t> bits = __builtin_convertvector(rounded, Vec<uint16_t>);
+    __builtin_memcpy(p, &bits, sizeof bits);
+  } else {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes; ++i) narrow(A(v[i]), p + i);
+#endif
+  }
+}
+
+// Columns x .. x+kLanes-1 of a row that is `width` wide and whose columns lie `stride` apart; columns past the end read `fill`
+// and are not written.
+template <typename T>
+static inline Vec<Accumulator<T>> load_columns(const T* row, int64_t x, int64_t width, int64_t stride, Accumulator<T> fill) {
+  if (stride == 1 && x + kLanes <= width) return load(row + x);
+  auto v = splat<Accumulator<T>>(fill);
+  for (int i = 0; i < kLanes && x + i < width; ++i) v[i] = widen(row[(x + i) * stride]);
+  return v;
+}
+
+template <typename T>
+static inline void store_columns(Vec<Accumulator<T>> v, T* row, int64_t x, int64_t width, int64_t stride) {
+  if (stride == 1 && x + kLanes <= width) return store(v, row + x);
+  for (int i = 0; i < kLanes && x + i < width; ++i) narrow(Accumulator<T>(v[i]), row + (x + i) * stride);
+}
+
+// ---- exp ----------------------------------------------------------------------------------------------------------
+
+// exp for arguments <= 0 or so (no overflow handling above 88): 0 below -87.3, where torch's own exp is 10 to 40 times slower;
+// NaN stays NaN. Range reduction by ln 2 in two parts and a polynomial of degree 6: within 2 ulp.
+static inline Vec<float> exp(Vec<float> x) {
+  Vec<float> t = max(x, splat(-88.0f));
+  t = x != x ? x : t;
+  Vec<float> n = (t * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+  Vec<float> r = t - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  Vec<int32_t> exponent = __builtin_convertvector(n, Vec<int32_t>);
+  Vec<float> result = p * bit_cast<Vec<float>>((exponent + 127) << 23);
+  return x < -87.3f ? Vec<float>{} : result;
+}
+
+static inline Vec<double> exp(Vec<double> x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = std::exp(double(x[i]));
+  return x;
+}
+
+// ---- working memory of one thread ------------------------------------------------------------------------------------
+
+static inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+constexpr size_t kAlignment = kLanes * sizeof(double);  // of the widest vector
+
+// Not std::vector: see the note on linkage above.
+template <typename A> struct Scratch {
+  A* data;
+  explicit Scratch(int64_t n)
+      : data(static_cast<A*>(std::aligned_alloc(kAlignment, (n * sizeof(A) / kAlignment + 1) * kAlignment))) {
+    if (!data) std::abort();
+  }
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+}  // namespace fastpose::FASTPOSE_SIMD

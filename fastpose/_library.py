@@ -1,0 +1,156 @@
+"""The dispatcher library ``fastpose``: op definitions, which implementation runs, and what this build contains."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+library = torch.library.Library("fastpose", "DEF")
+
+try:
+    from fastpose import _C  # type: ignore[attr-defined]  # loading it registers the kernels
+except ImportError as error:  # the ops stay defined: fakes, references and messages do not need the kernels
+    _C = None
+    _why_not_built = str(error)
+
+BUILD_COMMAND = "pip install --no-build-isolation -e ."
+_REFERENCE_HINT = 'or run plain PyTorch under fastpose.backend("reference")'
+_backends = ("fused", "reference")
+_backend = "fused"
+
+
+class NotBuiltError(RuntimeError):
+    """A compiled kernel was asked for that this build, or this GPU, does not have."""
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled extension was built.
+
+    Returns:
+        ``version``, ``torch_target`` (oldest torch it loads into), ``cuda`` (nvcc version or None),
+        ``cuda_architectures``, ``compiler``, ``simd_levels`` (built) and ``simd_level`` (in use on this CPU).
+
+    Raises:
+        NotBuiltError: the extension is not built; the message says why and how to build it.
+    """
+    if _C is None:
+        raise NotBuiltError(
+            f"fastpose's compiled extension could not be loaded ({_why_not_built}); "
+            f"build it with `{BUILD_COMMAND}` in a checkout, {_REFERENCE_HINT}"
+        )
+    return _C.build_info()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses what the ops run inside a ``with`` block.
+
+    Args:
+        name: ``"fused"`` (the default everywhere: compiled kernels) or ``"reference"`` (plain PyTorch, differentiable
+            any number of times, on any device).
+
+    The choice is one for the whole process, not per thread. Nothing changes it silently: an op whose kernel is missing raises.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    global _backend
+    if name not in _backends:
+        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(map(repr, _backends))}")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def current_backend() -> str:
+    """The backend in force: ``"fused"`` or ``"reference"``."""
+    return _backend
+
+
+def fused(tensor: torch.Tensor) -> bool:
+    """Whether the compiled op shall run for ``tensor``; raises NotBuiltError if it should but cannot."""
+    if _backend == "reference":
+        return False
+    require_kernels(tensor.device)
+    return True
+
+
+def require_kernels(device: torch.device) -> None:
+    """Raises NotBuiltError, saying what was found, what was built and what mends it, if ``device`` has no kernels."""
+    if device.type == "meta" or (device.type == "cpu" and _C is not None):
+        return
+    info = build_info()
+    if device.type not in ("cpu", "cuda"):
+        raise NotBuiltError(
+            f"fastpose has kernels for cpu and cuda, but the tensors are on {device.type}; move them, {_REFERENCE_HINT}"
+        )
+    if info["cuda"] is None:
+        raise NotBuiltError(
+            f"the tensors are on {device}, but fastpose was built without CUDA kernels; "
+            f"rebuild with nvcc on the PATH: `{BUILD_COMMAND}`, {_REFERENCE_HINT}"
+        )
+    if torch.compiler.is_compiling():  # the GPU was checked in eager mode or will be by the driver; no host query in a graph
+        return
+    _require_architecture(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _require_architecture(index: int) -> None:
+    found = torch.cuda.get_device_capability(index)
+    built = build_info()["cuda_architectures"]
+    if not runs_on(found, built):
+        arch = f"{found[0]}{found[1]}"
+        raise NotBuiltError(
+            f"cuda:{index} is a GPU of architecture sm_{arch}, but fastpose was built for {', '.join(built)}; "
+            f"rebuild with `FASTPOSE_CUDA_ARCHS={arch} {BUILD_COMMAND}`, {_REFERENCE_HINT}"
+        )
+
+
+def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether a GPU runs code built for ``architectures`` (CMake's words: ``90-real`` machine code, ``90-virtual`` PTX, ``90`` both)."""
+    for word in architectures:
+        number, _, kind = word.partition("-")
+        built = divmod(int(number.rstrip("af")), 10)
+        same_machine_code = kind != "virtual" and built[0] == capability[0] and built[1] <= capability[1]
+        newer_by_ptx = kind != "real" and capability >= built
+        if same_machine_code or newer_by_ptx:
+            return True
+    return False
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> torch._ops.OpOverload:
+    """Defines ``fastpose::name``; its kernels are registered by C++ under the same name.
+
+    Without ``backward`` the op refuses differentiation aloud: for the backward ops, that is double backward.
+    """
+    library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"fastpose::{name}", fake, lib=library)
+    mutates_only = schema.endswith("-> ()")
+    if not mutates_only:
+        torch.library.register_autograd(
+            f"fastpose::{name}", backward or _refuse(name), setup_context=setup_context, lib=library
+        )
+    return getattr(torch.ops.fastpose, name).default
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def refuse(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError(
+            f"fastpose::{name} cannot be differentiated (double backward is not supported); "
+            'run under fastpose.backend("reference") if you need second derivatives'
+        )
+
+    return refuse

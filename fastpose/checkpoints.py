@@ -1,0 +1,121 @@
+"""Weights as safetensors files that know which model they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from fastpose.models import architecture_name, create_model
+
+_ARCHITECTURE_KEY = "fastpose.architecture"
+_OPTIONS_KEY = "fastpose.options"
+_MAX_NAMES = 8
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the weights of a model, with its architecture and options, to a safetensors file.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        model: a model of `fastpose.models`, on any device and in any memory format.
+        path: file to write or replace; its folder must exist.
+
+    Raises:
+        TypeError: if ``model`` is not of a known architecture.
+        FileNotFoundError: if the folder does not exist.
+    """
+    metadata = {_ARCHITECTURE_KEY: architecture_name(model), _OPTIONS_KEY: json.dumps(model.options)}
+    # safetensors stores dense row-major tensors only, which channels_last weights are not.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(save(tensors, metadata))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy weights from a safetensors file into a model; all of them, or none where they do not fit.
+
+    Args:
+        model: any model; its parameters keep their device, dtype and memory format.
+        path: file written by `save_weights`, or any safetensors file with the same tensor names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a safetensors file, or its tensors are not those of the model; the
+            message names the missing, the unexpected and the differently shaped ones.
+    """
+    _, tensors = _read(path)
+    _copy_weights(tensors, model, path)
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """Rebuild the model that `save_weights` wrote.
+
+    Args:
+        path: the safetensors file.
+
+    Returns:
+        The model with its weights, in training mode, on the default device.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a safetensors file, does not say which model it belongs to, or was
+            damaged.
+    """
+    metadata, tensors = _read(path)
+    if _ARCHITECTURE_KEY not in metadata or _OPTIONS_KEY not in metadata:
+        raise ValueError(
+            f"{path} does not name its model (metadata {_ARCHITECTURE_KEY} and {_OPTIONS_KEY}); "
+            "build the model with create_model and use load_weights"
+        )
+    try:
+        model = create_model(metadata[_ARCHITECTURE_KEY], **json.loads(metadata[_OPTIONS_KEY]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} names a model that cannot be built: {error}") from error
+    _copy_weights(tensors, model, path)
+    return model
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def _copy_weights(tensors: dict[str, torch.Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    expected = model.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        details = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {details}")
+    model.load_state_dict(tensors)
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,232 @@
+"""Labelled people as training samples: a crop around the person, with the map back to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from fastpose.data.affine import (
+    Convention,
+    apply_affine,
+    compose_affine,
+    crop_affine,
+    flip_affine,
+    invert_affine,
+    warp_affine,
+)
+from fastpose.data.augmentation import AUGMENTATIONS, Augmentation
+from fastpose.data.records import Person
+from fastpose.skeletons import Skeleton
+
+_MAX_MISSING_NAMED = 10
+
+
+class PoseSample(TypedDict):
+    """One crop; PyTorch's default collation stacks every entry of a batch.
+
+    Attributes:
+        image: RGB in [0, 1], float32 (3, H, W).
+        keypoints: (x, y) in crop pixels, float32 (K, 2); NaN where a joint has no label. Joints outside of the
+            crop keep their coordinates.
+        visible: bool (K,), False where a joint is hidden or has no label.
+        crop_to_image: map from crop pixels to image pixels, float32 (2, 3).
+        source_keypoints: the keypoints in image pixels, float32 (K, 2). In a mirrored crop left and right
+            have changed places here too, so that ``crop_to_image`` takes ``keypoints`` to these.
+        head_size: normaliser of PCKh in image pixels, float32 scalar; NaN if not known.
+        image_id: the record's ``image_id``.
+        person_id: the record's ``person_id``.
+        index: position in the data set.
+    """
+
+    image: torch.Tensor
+    keypoints: torch.Tensor
+    visible: torch.Tensor
+    crop_to_image: torch.Tensor
+    source_keypoints: torch.Tensor
+    head_size: torch.Tensor
+    image_id: int | str
+    person_id: int
+    index: int
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How people are cut out of images.
+
+    Attributes:
+        size: (height, width) of the crop in pixels.
+        enlargement: factor of the person's side. MPII's boxes are tight, so every MPII method enlarges them.
+        shift_down: pixels by which the box's centre moves down for each unit of the record's scale, likewise.
+        convention: how the box meets the crop's pixels, see `crop_affine`.
+        augmentation: random changes, by name (``"torch7_hourglass"``, ``"pytorch_pose"``) or spelt out; None
+            for none.
+        seed: seed of the random changes.
+
+    Raises:
+        ValueError: if a value is out of its range or ``augmentation`` is an unknown name.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    enlargement: float = 1.25
+    shift_down: float = 15.0
+    convention: Convention = "corner"
+    augmentation: Augmentation | str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.enlargement > 0:
+            raise ValueError(f"enlargement must be positive, got {self.enlargement}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if isinstance(self.augmentation, str) and self.augmentation not in AUGMENTATIONS:
+            raise ValueError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, an Augmentation or None, "
+                f"got {self.augmentation!r}"
+            )
+        # Any person shows whether size and convention are acceptable.
+        crop_affine((0.0, 0.0), 1.0, self.size, convention=self.convention)
+
+
+class PoseDataset(Dataset[PoseSample]):
+    """Crops of people as a data set.
+
+    The random changes of a crop depend on the seed, the epoch and the index alone: not on the order of access,
+    on the number of workers, or on where an interrupted run resumes.
+
+    Args:
+        people: the records. Those in a list or tuple are all checked at once; of a sequence that makes its
+            records on demand, each is checked when it is asked for.
+        skeleton: the records' joints; mirrored crops swap its flip pairs.
+        settings: how to crop.
+
+    Raises:
+        ValueError: if a record has not the skeleton's number of joints.
+        FileNotFoundError: if image files are missing; the message names them.
+    """
+
+    def __init__(self, people: Sequence[Person], skeleton: Skeleton, settings: CropSettings) -> None:
+        self.people = people
+        self.skeleton = skeleton
+        self.settings = settings
+        augmentation = settings.augmentation
+        self._augmentation = AUGMENTATIONS[augmentation] if isinstance(augmentation, str) else augmentation
+        self._flip_permutation = list(skeleton.flip_permutation)
+        # In shared memory, so that loader workers which live longer than an epoch see set_epoch as well.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        if isinstance(people, (list, tuple)):
+            for index, person in enumerate(people):
+                self._check_joints(person, index)
+            _check_files(person.image for person in people if isinstance(person.image, Path))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random changes of an epoch; call it before iterating over a loader.
+
+        Args:
+            epoch: number of the epoch, from 0.
+
+        Raises:
+            ValueError: if ``epoch`` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> PoseSample:
+        """Crop one person.
+
+        Raises:
+            IndexError: if ``index`` is outside of the data set.
+            FileNotFoundError: if the image file is missing.
+            ValueError: if the image file cannot be read, or the record has the wrong number of joints.
+        """
+        index = range(len(self))[index]
+        person = self.people[index]
+        self._check_joints(person, index)
+        settings = self.settings
+        center = person.center + np.array([0.0, settings.shift_down * person.scale])
+        scale = person.scale * settings.enlargement
+        keypoints, visible = person.keypoints, person.visible
+        gains = None
+        if self._augmentation is None:
+            matrix = crop_affine(center, scale, settings.size, convention=settings.convention)
+        else:
+            rng = np.random.default_rng((settings.seed, int(self._epoch), index))
+            change = self._augmentation.draw(rng)
+            gains = change.gains
+            matrix = crop_affine(
+                center, scale * change.scale_factor, settings.size, change.rotation, settings.convention
+            )
+            if change.flip:
+                matrix = compose_affine(flip_affine(settings.size[1]), matrix)
+                keypoints = keypoints[self._flip_permutation]
+                visible = visible[self._flip_permutation]
+        image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
+        return PoseSample(
+            image=_to_tensor(warp_affine(image, matrix, settings.size), gains),
+            keypoints=torch.from_numpy(apply_affine(keypoints, matrix)).float(),
+            visible=torch.from_numpy(visible.copy()),
+            crop_to_image=torch.from_numpy(invert_affine(matrix)).float(),
+            source_keypoints=torch.from_numpy(keypoints.copy()),
+            head_size=torch.tensor(person.head_size, dtype=torch.float32),
+            image_id=person.image_id,
+            person_id=person.person_id,
+            index=index,
+        )
+
+    def _check_joints(self, person: Person, index: int) -> None:
+        if len(person.keypoints) != self.skeleton.num_joints:
+            raise ValueError(
+                f"people[{index}] must have the {self.skeleton.num_joints} joints of {self.skeleton.name}, "
+                f"got {len(person.keypoints)}"
+            )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file.
+
+    The pixels stay where the file has them, whatever orientation its metadata asks for: that is what the
+    annotation tools of MPII, LSP and FLIC saw.
+
+    Args:
+        path: file of any format that OpenCV reads.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not an image that can be read.
+    """
+    _check_files([path])
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"{path} is not an image that OpenCV can read; it may be damaged")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _check_files(paths: Iterable[Path]) -> None:
+    missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
+    if missing:
+        more = len(missing) - _MAX_MISSING_NAMED
+        raise FileNotFoundError(
+            f"{len(missing)} image file(s) missing: {', '.join(missing[:_MAX_MISSING_NAMED])}"
+            + (f" and {more} more" if more > 0 else "")
+        )
+
+
+def _to_tensor(image: NDArray[np.uint8], gains: NDArray[np.float64] | None) -> torch.Tensor:
+    pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255)
+    if gains is None:
+        return pixels
+    return pixels.mul_(torch.from_numpy(gains).float()[:, None, None]).clamp_(max=1)

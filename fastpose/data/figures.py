@@ -1,0 +1,255 @@
+"""Procedurally drawn people with exact keypoints: a data set that needs no download and never ends.
+
+Jointed bodies of shaded solids (:mod:`fastpose.data.body`) in sampled poses (:mod:`fastpose.data.poses`) stand in
+front of clutter, seen from the front, the back and the sides. They are clothed, hide parts of themselves and of each
+other, and leave the picture at its edges. Nothing but what is seen tells left from right: the face, the hair, the
+feet and which limb is in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from fastpose.data.body import FLESH, MATERIALS, PART_MATERIAL, Body, make_body, sample_build
+from fastpose.data.paint import (
+    Floats,
+    Image,
+    add_noise,
+    outline_solids,
+    paint_background,
+    paint_solids,
+    random_colors,
+)
+from fastpose.data.poses import sample_pose
+from fastpose.data.records import Person
+
+# In units of the picture's shorter side: MPII's person side (200 · scale, about 6 heads) and how far the person's
+# middle is from the picture's.
+PERSON_SIDE = (0.56, 0.84)
+PERSON_SHIFT = 0.06
+
+PEOPLE_SHARES = (0.55, 0.30, 0.15)
+"""How often there are one, two or three people; the shares of more people than are wanted go to fewer."""
+
+# Bystanders: size and sideways distance relative to the person, and how often they stand in front.
+BYSTANDER_SIZE = (0.7, 1.05)
+BYSTANDER_DISTANCE = (0.35, 0.95)
+BYSTANDER_IN_FRONT = 0.25
+
+HEAD_DIAGONALS_PER_SIDE = 4.8
+"""MPII's person side is 4.8 diagonals of the head box, exactly, and PCKh's unit is 0.6 of that diagonal."""
+HEAD_SIZE = 0.6
+CENTER_ABOVE_MIDDLE = 6.0
+"""MPII's centre is 6 · scale pixels above the middle of the joints' box (median of its validation set)."""
+
+_DOWN = np.array([1.0, -1.0])  # y is up in a body and down in an image
+_APART = 10.0  # heads between people in depth, so that they never interleave
+_DISTINCT = 60.0  # least difference of shirt and trousers in some channel
+_DEPTH_SHADE = 0.08  # per head of depth
+
+SKIN = np.array([(255, 219, 190), (240, 194, 155), (222, 170, 125), (190, 132, 90), (140, 92, 62), (98, 64, 46)], float)
+HAIR = np.array([(40, 30, 26), (74, 48, 30), (120, 78, 44), (196, 156, 92), (150, 68, 34), (150, 150, 150)], float)
+EYES = np.array([(30, 24, 22), (60, 40, 26), (40, 80, 110), (50, 90, 60)], float)
+
+
+class Figures(Dataset[Person]):
+    """Drawn people, each item one :class:`~fastpose.data.records.Person` with the 16 MPII joints.
+
+    Item i depends on ``seed`` and i alone, so every worker and every run draws the same. There is an item for every
+    i ≥ 0; ``length`` only says how many make an epoch, so a sampler that goes on beyond it never repeats a picture.
+
+    Args:
+        length: What ``len()`` says.
+        seed: Pictures of different seeds are independent.
+        size: (height, width) of the pictures in pixels, at least 32 each.
+        clutter: Draw backgrounds and sensor noise; otherwise the background is plain grey.
+        max_people: At most this many people in a picture, 1 to 3. The person meant is the one nearest the middle.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        length: int = 10_000,
+        *,
+        seed: int = 0,
+        size: tuple[int, int] = (256, 256),
+        clutter: bool = True,
+        max_people: int = len(PEOPLE_SHARES),
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        if len(size) != 2 or min(size) < 32:
+            raise ValueError(f"size must be (height, width), each at least 32, got {size}")
+        if not 1 <= max_people <= len(PEOPLE_SHARES):
+            raise ValueError(f"max_people must be 1 to {len(PEOPLE_SHARES)}, got {max_people}")
+        self.length = length
+        self.seed = seed
+        self.size = size
+        self.clutter = clutter
+        self.max_people = max_people
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Person]:
+        return (self[index] for index in range(self.length))
+
+    def __getitem__(self, index: int) -> Person:
+        """Draws a picture.
+
+        Args:
+            index: 0 or more, also beyond ``len()``.
+
+        Raises:
+            IndexError: ``index`` is negative.
+        """
+        if index < 0:
+            raise IndexError(f"index must not be negative, got {index}")
+        rng = np.random.default_rng((self.seed, index))
+        people = _sample_people(rng, self.size, self.max_people)
+        light = _sample_light(rng)
+        image = paint_background(rng, self.size, light) if self.clutter else _plain(self.size)
+        hidden = _paint_people(rng, image, people, light)
+        if self.clutter:
+            add_noise(rng, image)
+        return _label(image, people[0], hidden, index)
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A body in the picture: the pixel of its pelvis, pixels per head, and how near it is to the viewer in heads."""
+
+    body: Body
+    origin: Floats
+    unit: float
+    nearness: float
+
+    @property
+    def joints(self) -> Floats:
+        """(16, 2) pixel coordinates of the joints."""
+        return self.origin + self.unit * self.body.joints[:, :2] * _DOWN
+
+    @property
+    def head_diagonal(self) -> float:
+        """Diagonal of the head box in pixels."""
+        return self.unit * float(np.hypot(*self.body.head_box))
+
+
+def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: int) -> list[_Figure]:
+    """Draws the person meant, near the middle, and then bystanders at either side."""
+    count = min(1 + int(rng.choice(len(PEOPLE_SHARES), p=PEOPLE_SHARES)), max_people)
+    height, width = size
+    side = rng.uniform(*PERSON_SIDE) * min(size)
+    middle = (np.array([width, height]) - 1) / 2 + rng.normal(0, PERSON_SHIFT * min(size), 2)
+    people = [_place(make_body(sample_pose(rng), sample_build(rng)), middle, side, 0.0)]
+    for bystander in range(1, count):
+        distance = rng.choice((-1, 1)) * rng.uniform(*BYSTANDER_DISTANCE) * side
+        where = middle + (distance, rng.uniform(-0.1, 0.1) * side)
+        nearness = _APART * bystander * (1 if rng.random() < BYSTANDER_IN_FRONT else -1)
+        body = make_body(sample_pose(rng), sample_build(rng))
+        people.append(_place(body, where, rng.uniform(*BYSTANDER_SIZE) * side, nearness))
+    return people
+
+
+def _place(body: Body, middle: Floats, side: float, nearness: float) -> _Figure:
+    """Puts the middle of the box around a body's joints at a pixel."""
+    unit = side / (HEAD_DIAGONALS_PER_SIDE * float(np.hypot(*body.head_box)))
+    joints = body.joints[:, :2] * _DOWN
+    return _Figure(body, middle - unit * (joints.min(0) + joints.max(0)) / 2, unit, nearness)
+
+
+def _sample_light(rng: np.random.Generator) -> Floats:
+    """Draws light from above, from the left to the right: (x, y) in the image, shorter than 1."""
+    angle, strength = np.radians(rng.uniform(200, 340)), rng.uniform(0.2, 0.9)
+    return strength * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _sample_clothes(rng: np.random.Generator) -> Floats:
+    """Draws (materials, 3) RGB colours: of skin and hair, and of clothes of which some leave arms or legs bare."""
+    skin = SKIN[rng.integers(len(SKIN))] * rng.uniform(0.9, 1.05)
+    shirt, trousers, shoes, trim = random_colors(rng, 4)
+    if np.abs(shirt - trousers).max() < _DISTINCT:
+        trousers = 255.0 - trousers
+    bare = rng.random(4) < (0.25, 0.6, 0.2, 0.5)
+    colors = {
+        "skin": skin,
+        "nose": 0.88 * skin,
+        "mouth": skin * (0.75, 0.5, 0.5),
+        "hair": HAIR[rng.integers(len(HAIR))],
+        "eye_white": np.full(3, 250.0),
+        "eye": EYES[rng.integers(len(EYES))],
+        "shirt": shirt,
+        "stripe": trim,
+        "belt": 0.5 * trim,
+        "hips": trousers,
+        "shoes": shoes,
+        "arm": skin if bare[0] else shirt,
+        "forearm": skin if bare[:2].any() else shirt,
+        "thigh": skin if bare[2] else trousers,
+        "shin": skin if bare[2:].any() else trousers,
+    }
+    return np.array([colors[material] for material in MATERIALS])
+
+
+def _paint_people(
+    rng: np.random.Generator, image: Image, people: list[_Figure], light: Floats
+) -> NDArray[np.bool_]:
+    """Paints people far to near.
+
+    Returns:
+        bool (16,): which joints of the first one are covered by something that is not their own flesh.
+    """
+    parts = [np.flatnonzero(figure.body.present) for figure in people]
+    depth = np.concatenate([figure.body.order[own] for figure, own in zip(people, parts, strict=True)])
+    far_to_near = np.argsort(depth + np.repeat([figure.nearness for figure in people], list(map(len, parts))))
+    centers = np.concatenate(
+        [f.origin + f.unit * f.body.balls[own, :, :2] * _DOWN for f, own in zip(people, parts, strict=True)]
+    )
+    axes = np.concatenate(
+        [f.unit * f.body.axes[own, :, :2] * _DOWN[:, None] for f, own in zip(people, parts, strict=True)]
+    )
+    colors = np.concatenate([_sample_clothes(rng)[PART_MATERIAL[own]] for own in parts])
+    # The far side of a body is a little darker.
+    colors *= 1.0 + _DEPTH_SHADE * np.clip(depth, -1.5, 1.5)[:, None]
+
+    labels = np.full(image.shape[:2], -1, np.int16)
+    outlines = outline_solids(centers[far_to_near], axes[far_to_near], light)
+    paint_solids(image, outlines, colors[far_to_near], labels)
+
+    rank = np.empty(len(depth), int)
+    rank[far_to_near] = np.arange(len(depth))
+    nearest_flesh = np.where(FLESH[:, parts[0]], rank[: len(parts[0])], -1).max(axis=1)
+    pixel = np.round(people[0].joints).astype(int)
+    x, y = np.clip(pixel, 0, (image.shape[1] - 1, image.shape[0] - 1)).T
+    return labels[y, x] > nearest_flesh
+
+
+def _label(image: Image, figure: _Figure, hidden: NDArray[np.bool_], index: int) -> Person:
+    """Labels a figure as MPII does: joints beyond the picture are not labelled, hidden ones are."""
+    height, width = image.shape[:2]
+    inside = ((figure.joints >= -0.5) & (figure.joints < (width - 0.5, height - 0.5))).all(axis=1)
+    labelled = figure.joints[inside]
+    scale = HEAD_DIAGONALS_PER_SIDE * figure.head_diagonal / 200
+    center = (labelled.min(0) + labelled.max(0)) / 2 - (0, CENTER_ABOVE_MIDDLE * scale)
+    return Person(
+        image=image,
+        keypoints=np.where(inside[:, None], figure.joints, np.nan).astype(np.float32),
+        visible=inside & ~hidden,
+        center=center.astype(np.float32),
+        scale=scale,
+        head_size=HEAD_SIZE * figure.head_diagonal,
+        image_id=index,
+    )
+
+
+def _plain(size: tuple[int, int]) -> Image:
+    return np.full((*size, 3), 128, np.uint8)
