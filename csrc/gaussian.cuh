@@ -41,29 +41,31 @@ template <typename Tile> __device__ __forceinline__ Place tile_origin(const Gaus
   return o;
 }
 
-// Where the thread's i-th pack of V elements begins, relative to the tile, and how many of its elements lie in the maps.
-struct TilePack {
-  int joint, row, column, count;
+struct TileElement {
+  int joint, row, column;  // relative to the tile
+};
+
+// Element e of the tile's pack number `index`, packs of V elements.
+template <typename Tile, int V> __device__ __forceinline__ TileElement tile_element(int index, int e) {
+  if constexpr (Tile::joints_inner) {
+    constexpr int packs = Tile::joints / V;
+    return {index % packs * V + e, index / packs / Tile::columns, index / packs % Tile::columns};
+  } else {
+    constexpr int packs = Tile::columns / V;
+    return {0, index / packs, index % packs * V + e};
+  }
+}
+
+// The thread's i-th pack of V elements: its first element and how many elements lie in the maps.
+struct TilePack : TileElement {
+  int count;
 };
 
 template <typename Tile, int V> __device__ __forceinline__ TilePack tile_pack(const Gaussians& g, const Place& o, int i) {
-  const int index = threadIdx.x + i * kTileThreads;
-  TilePack p;
-  int64_t left;
-  if constexpr (Tile::joints_inner) {
-    p.joint = index % (Tile::joints / V) * V;
-    p.column = index / (Tile::joints / V) % Tile::columns;
-    p.row = index / (Tile::joints / V) / Tile::columns;
-    left = g.joints - o.k - p.joint;
-  } else {
-    p.joint = 0;
-    p.column = index % (Tile::columns / V) * V;
-    p.row = index / (Tile::columns / V);
-    left = g.width - o.x - p.column;
-  }
-  const bool outside = o.y + p.row >= g.height || o.x + p.column >= g.width;
-  p.count = outside || left <= 0 ? 0 : left < V ? int(left) : V;
-  return p;
+  const TileElement p = tile_element<Tile, V>(threadIdx.x + i * kTileThreads, 0);
+  const int64_t left = Tile::joints_inner ? g.joints - o.k - p.joint : g.width - o.x - p.column;
+  const bool outside = o.y + p.row >= g.height || o.x + p.column >= g.width || left <= 0;
+  return {p, outside ? 0 : left < V ? int(left) : V};
 }
 
 template <typename T, typename Tile> __device__ __forceinline__ T* pack_address(const Maps& m, const Place& o, const TilePack& p) {
@@ -75,8 +77,8 @@ template <typename Tile> __device__ __forceinline__ int64_t pack_stride(const Ma
 }
 
 // Fills `target` with the thread's 16 elements of the maps: kPerThread / V packs of V. (columns + rows) exponentials a person and
-// joint of the tile, then one multiplication an element. Returns, for each joint of the tile, how many people are labelled there.
-template <typename Tile, int V>
+// joint of the tile, then one multiplication an element. kDisc: the window is a disc. Returns, for each joint of the tile, how many people are labelled there.
+template <typename Tile, int V, bool kDisc>
 __device__ __forceinline__ const int* draw_tile(const Gaussians& g, const Place& o, float (&target)[kPerThread]) {
   constexpr int kPeople = 8;  // held in shared memory at a time
   __shared__ float x_factor[kPeople][Tile::joints][Tile::columns], y_factor[kPeople][Tile::joints][Tile::rows];
@@ -108,21 +110,22 @@ __device__ __forceinline__ const int* draw_tile(const Gaussians& g, const Place&
       const bool along_x = at < Tile::columns;
       const float d = along_x ? float(o.x + at) - centre_x[p][j] : float(o.y + at - Tile::columns) - centre_y[p][j];
       const float s = scale[p][j];
-      const float value = s == 0.0f || (!g.circular && fabsf(d) > radius) ? 0.0f : expf(s * d * d);
+      const float value = s == 0.0f || (!kDisc && fabsf(d) > radius) ? 0.0f : expf(s * d * d);
       if (along_x) x_factor[p][j][at] = value;
       else y_factor[p][j][at - Tile::columns] = value;
     }
     __syncthreads();
+#pragma unroll 1  // one person is the rule: registers are better spent on blocks in flight
     for (int p = 0; p < people; ++p) {
 #pragma unroll
       for (int i = 0; i < kPerThread / V; ++i) {
-        const TilePack pack = tile_pack<Tile, V>(g, o, i);
+        const int index = threadIdx.x + i * kTileThreads;
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-          const int j = Tile::joints_inner ? pack.joint + e : 0, column = pack.column + (Tile::joints_inner ? 0 : e);
-          float value = x_factor[p][j][column] * y_factor[p][j][pack.row];
-          if (g.circular) {
-            const float dx = float(o.x + column) - centre_x[p][j], dy = float(o.y + pack.row) - centre_y[p][j];
+          const TileElement at = tile_element<Tile, V>(index, e);
+          float value = x_factor[p][at.joint][at.column] * y_factor[p][at.joint][at.row];
+          if (kDisc) {
+            const float dx = float(o.x + at.column) - centre_x[p][at.joint], dy = float(o.y + at.row) - centre_y[p][at.joint];
             if (!(dx * dx + dy * dy <= radius * radius)) value = 0.0f;
           }
           float& t = target[i * V + e];

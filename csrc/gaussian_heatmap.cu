@@ -2,15 +2,17 @@
 
 namespace fastpose {
 
-void gaussian_heatmap_cuda(const GaussianHeatmap& job, void* stream) {
+template <typename T, typename Tile, bool kPacked> static void render(const GaussianHeatmap& job, void* stream) {
   const Gaussians& g = job.gaussians;
+  launch(g.circular ? gaussian_heatmap_kernel<T, Tile, kPacked, true> : gaussian_heatmap_kernel<T, Tile, kPacked, false>,
+         tile_count<Tile>(g), kTileThreads, stream, g, job.maps);
+}
+
+void gaussian_heatmap_cuda(const GaussianHeatmap& job, void* stream) {
   for_device_dtype(job.dtype, [&]<typename T>(Type<T>) {
-    if (joint_packs_fit(job.maps, g.joints, sizeof(T)))
-      launch(gaussian_heatmap_kernel<T, JointTile, true>, tile_count<JointTile>(g), kTileThreads, stream, g, job.maps);
-    else if (row_packs_fit(job.maps, g.width, sizeof(T)))
-      launch(gaussian_heatmap_kernel<T, PlaneTile, true>, tile_count<PlaneTile>(g), kTileThreads, stream, g, job.maps);
-    else
-      launch(gaussian_heatmap_kernel<T, PlaneTile, false>, tile_count<PlaneTile>(g), kTileThreads, stream, g, job.maps);
+    if (joint_packs_fit(job.maps, job.gaussians.joints, sizeof(T))) render<T, JointTile, true>(job, stream);
+    else if (row_packs_fit(job.maps, job.gaussians.width, sizeof(T))) render<T, PlaneTile, true>(job, stream);
+    else render<T, PlaneTile, false>(job, stream);
   });
 }
 

@@ -5,12 +5,12 @@
 namespace fastpose {
 
 // Bytes: the maps, written once.
-template <typename T, typename Tile, bool kPacked>
-__global__ void __launch_bounds__(kTileThreads) gaussian_heatmap_kernel(Gaussians g, Maps maps) {
+template <typename T, typename Tile, bool kPacked, bool kDisc>
+__global__ void __launch_bounds__(kTileThreads, 2) gaussian_heatmap_kernel(Gaussians g, Maps maps) {
   constexpr int V = kPack<T>;
   const Place origin = tile_origin<Tile>(g, blockIdx.x);
   float target[kPerThread];
-  draw_tile<Tile, V>(g, origin, target);
+  draw_tile<Tile, V, kDisc>(g, origin, target);
 #pragma unroll
   for (int i = 0; i < kPerThread / V; ++i) {
     const TilePack pack = tile_pack<Tile, V>(g, origin, i);

@@ -214,7 +214,7 @@ PROTOCOLS = {
 
 
 def __getattr__(name: str) -> Any:
-    # The functions above need PyTorch alone; the class needs torchmetrics too, which the training extra brings.
+    # The functions above need PyTorch alone; the class also needs torchmetrics, of the training extra.
     if name == "PCKh":
         from fastpose.metric_modules import PCKh
 

@@ -34,8 +34,8 @@ class PoseSample(TypedDict):
 
     Attributes:
         image: RGB in [0, 1], float32 (3, H, W).
-        keypoints: (x, y) in crop pixels, float32 (K, 2); NaN where a joint has no label. Joints outside of the
-            crop keep their coordinates.
+        keypoints: (x, y) in crop pixels, float32 (K, 2); NaN where a joint has no label. Joints outside of
+            the crop keep their coordinates.
         visible: bool (K,), False where a joint is hidden or has no label.
         crop_to_image: map from crop pixels to image pixels, float32 (2, 3).
         source_keypoints: the keypoints in image pixels, float32 (K, 2). In a mirrored crop left and right
@@ -98,8 +98,8 @@ class CropSettings:
 class PoseDataset(Dataset[PoseSample]):
     """Crops of people as a data set.
 
-    The random changes of a crop depend on the seed, the epoch and the index alone: not on the order of access,
-    on the number of workers, or on where an interrupted run resumes.
+    The random changes of a crop depend on the seed, the epoch and the index alone: not on the order of
+    access, on the number of workers, or on where an interrupted run resumes.
 
     Args:
         people: the records. Those in a list or tuple are all checked at once; of a sequence that makes its

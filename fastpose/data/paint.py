@@ -13,9 +13,9 @@ Floats = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
 # A solid is painted as nested outlines, from its silhouette inwards: how large, and how bright.
-_BAND_SIZE = np.array([1.0, 0.86, 0.68, 0.48, 0.26])
-_BAND_TERMS = np.stack([np.ones(5), 1.0 - _BAND_SIZE, _BAND_SIZE], axis=1).astype(np.float32)  # centre, slide, rim
-_BAND_BRIGHTNESS = np.array([0.66, 0.82, 0.92, 1.00, 1.07])
+_BAND_SIZE = np.array([1.0, 0.82, 0.58, 0.30])
+_BAND_TERMS = np.stack([np.ones_like(_BAND_SIZE), 1.0 - _BAND_SIZE, _BAND_SIZE], axis=1).astype(np.float32)  # centre, slide, rim
+_BAND_BRIGHTNESS = np.array([0.68, 0.86, 0.98, 1.07])
 
 # An outline's corners are its farthest points in these directions.
 _CORNER_ANGLES = np.arange(20) * (2 * np.pi / 20)
