@@ -28,6 +28,12 @@ constexpr bool kCudaBuilt = true;
 constexpr bool kCudaBuilt = false;
 #endif
 
+#ifdef FASTPOSE_CUDA_ON_CPU  // a build of the tests: the CUDA kernels, compiled for the CPU, take CPU tensors
+constexpr bool kCudaOnCpu = true;
+#else
+constexpr bool kCudaOnCpu = false;
+#endif
+
 // Registers `function` as fastpose::name for the devices this build has kernels for. The schema is Python's: fastpose/ops/<op>.py.
 #ifdef FASTPOSE_CUDA
 #define FASTPOSE_REGISTER(name, function)                                                      \
@@ -74,10 +80,15 @@ inline Tensor new_dense(const Tensor& like, std::vector<int64_t> shape, ScalarTy
   return torch::stable::new_empty(like, shape, dtype);
 }
 
+// Whether the CUDA kernels do the work on this tensor.
+inline bool runs_cuda(const Tensor& where) { return kCudaOnCpu || where.is_cuda(); }
+
 // Runs `cuda(stream)` on the tensor's device and current stream, or `cpu()`.
 template <typename Cpu, typename Cuda> void run_on(const Tensor& where, Cpu&& cpu, Cuda&& cuda) {
-  if (!where.is_cuda()) return cpu();
-  if constexpr (kCudaBuilt) {
+  if (!runs_cuda(where)) return cpu();
+  if constexpr (kCudaOnCpu) {
+    cuda(nullptr);
+  } else if constexpr (kCudaBuilt) {
     torch::stable::accelerator::DeviceGuard guard(where.get_device_index());
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(where.get_device_index(), &stream));

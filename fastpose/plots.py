@@ -1,13 +1,13 @@
 """Pictures: skeletons and heatmaps over images, learning curves, and the page that a demonstration ends with.
 
-Images are RGB, uint8 (H, W, 3). Keypoints are (K, 2) as (x, y) in pixels with pixel i centred at i; a joint that is
-not finite is not drawn. Files are complete or absent: they are written under another name and then renamed.
+Images are RGB, uint8 (H, W, 3). Keypoints are (K, 2), (x, y) in pixels with pixel i centred at i; a joint that
+is not finite is not drawn. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ SIDE_COLORS: dict[Side, tuple[int, int, int]] = {
 
 _SUBPIXEL_BITS = 4
 _HEATMAP_OPACITY = 0.6
+_DOTS_PER_INCH = 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class SheetRow:
 def draw_skeleton(
     image: Image, keypoints: ArrayLike, skeleton: Skeleton, *, visible: ArrayLike | None = None
 ) -> Image:
-    """Draws joints and the limbs between them over a copy of an image.
+    """Draw joints and the limbs between them over a copy of an image.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -75,16 +76,20 @@ def draw_skeleton(
     _check_image(image)
     points = np.asarray(keypoints, dtype=np.float64)
     if points.shape != (skeleton.num_joints, 2):
-        raise ValueError(f"keypoints must be ({skeleton.num_joints}, 2) for {skeleton.name}, got {points.shape}")
+        raise ValueError(
+            f"keypoints must be ({skeleton.num_joints}, 2) for {skeleton.name}, got {points.shape}"
+        )
     filled = np.ones(len(points), bool) if visible is None else np.asarray(visible, dtype=bool)
     if filled.shape != (len(points),):
         raise ValueError(f"visible must be ({len(points)},), got {filled.shape}")
 
     canvas = np.ascontiguousarray(image).copy()
     drawn = np.isfinite(points).all(axis=1)
-    # Far beyond the image OpenCV's fixed-point coordinates would overflow; a limb there keeps its direction well enough.
+    # Fixed-point coordinates far beyond the image would overflow.
     reach = 10.0 * max(canvas.shape)
-    fixed = np.round(np.clip(np.nan_to_num(points), -reach, reach) * (1 << _SUBPIXEL_BITS)).astype(int).tolist()
+    fixed = (
+        np.round(np.clip(np.nan_to_num(points), -reach, reach) * (1 << _SUBPIXEL_BITS)).astype(int).tolist()
+    )
     thickness = max(1, round(max(canvas.shape) / 128))
     radius = (thickness + 1) << _SUBPIXEL_BITS
     sides = skeleton.sides
@@ -102,13 +107,13 @@ def draw_skeleton(
 
 
 def draw_heatmaps(image: Image, heatmaps: ArrayLike, *, columns: int = 4, peak: float | None = None) -> Image:
-    """Lays every heatmap over the image and puts the pictures side by side, row by row.
+    """Lay every heatmap over the image and put the pictures side by side, row by row.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         heatmaps: (K, h, w), each covering the whole image; values that are not finite count as 0.
         columns: Pictures in a row, at least 1.
-        peak: The value shown brightest; the greatest of all the maps if absent. Zero and less is not coloured.
+        peak: The value shown brightest; the greatest of all maps if absent. Zero and less is not coloured.
 
     Returns:
         uint8 (rows · H, columns · W, 3), black where there is no map left.
@@ -139,7 +144,7 @@ def draw_heatmaps(image: Image, heatmaps: ArrayLike, *, columns: int = 4, peak: 
 
 
 def save_image(image: Image, path: str | Path) -> None:
-    """Writes an image file of the kind that the name ends in.
+    """Write an image file of the kind that the name ends in.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -147,27 +152,29 @@ def save_image(image: Image, path: str | Path) -> None:
 
     Raises:
         ValueError: The image has the wrong shape or type, or OpenCV writes no files with such a name.
-        OSError: The directory is missing or not writable.
+        FileNotFoundError: There is no such folder.
     """
     _check_image(image)
     path = Path(path)
     if not cv2.haveImageWriter(path.name):
-        raise ValueError(f"path must end in the name of an image format such as .png or .jpg, got {path.name!r}")
+        raise ValueError(
+            f"path must end in the name of an image format such as .png or .jpg, got {path.name!r}"
+        )
     _, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
     _write(path, encoded.tobytes())
 
 
 def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Writes a picture of the loss and of the accuracy per epoch.
+    """Write a picture of the loss and of the accuracy per epoch.
 
     Args:
-        history: ``"loss"`` and any number of accuracies in percent under the names that the legend shows, each with
-            one number per epoch; NaN where an epoch has none.
+        history: ``"loss"`` and any number of accuracies in percent under the names that the legend shows,
+            each with one number per epoch; NaN where an epoch has none.
         path: A file of a kind that Matplotlib writes; an existing one is replaced.
 
     Raises:
         ValueError: ``history`` has no loss or its lengths differ, or the kind of file is unknown.
-        OSError: The directory is missing or not writable.
+        FileNotFoundError: There is no such folder.
     """
     _check_history(history)
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
@@ -178,7 +185,7 @@ def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> 
 def figure_sheet(
     rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]], skeleton: Skeleton, path: str | Path
 ) -> None:
-    """Writes a page: per person truth, prediction of the first and the last stage, and heatmaps; then the curve.
+    """Write a page: for each person truth, predictions of the first and last stage, and heatmaps; the curve.
 
     Args:
         rows: At least one person.
@@ -187,8 +194,9 @@ def figure_sheet(
         path: A file of a kind that Matplotlib writes; an existing one is replaced.
 
     Raises:
-        ValueError: There are no rows, an array has the wrong shape, or ``history`` or the kind of file is wrong.
-        OSError: The directory is missing or not writable.
+        ValueError: There are no rows, an array has the wrong shape, ``history`` is not as described, or the
+            kind of file is unknown.
+        FileNotFoundError: There is no such folder.
     """
     if not rows:
         raise ValueError("rows must hold at least one person, got none")
@@ -246,21 +254,18 @@ def _save_figure(figure: Figure, path: str | Path) -> None:
     kinds = FigureCanvasAgg(figure).get_supported_filetypes()
     kind = path.suffix.lower().lstrip(".")
     if kind not in kinds:
-        raise ValueError(f"path must end in one of {', '.join(sorted(kinds))}, got {path.name!r}")
-    with tempfile.SpooledTemporaryFile(max_size=1 << 26) as buffer:
-        figure.savefig(buffer, format=kind, dpi=120)
-        buffer.seek(0)
-        _write(path, buffer.read())
+        raise ValueError(f"path must end in one of .{', .'.join(sorted(kinds))}, got {path.name!r}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=_DOTS_PER_INCH)
+    _write(path, buffer.getbuffer())
 
 
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.close()
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+def _write(path: Path, content: bytes | memoryview) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -17,13 +17,14 @@ class Skeleton:
 
     Args:
         name: Name of the convention, e.g. ``"mpii"``.
-        joints: The K joint names in label order. A name starting with ``left_`` or ``right_`` is on that side.
+        joints: The K joint names in label order. A name that starts with ``left_`` or ``right_`` is on that
+            side.
         edges: Pairs of joint indices that a drawing connects.
         flip_pairs: Pairs of joint indices that change places when the image is mirrored.
 
     Raises:
-        ValueError: A joint name repeats, an index is outside 0..K-1, an edge joins a joint to itself, or a joint
-            is in more than one flip pair.
+        ValueError: A joint name repeats, an index is outside of 0..K-1, a pair holds the same joint twice, or
+            a joint is in more than one flip pair.
     """
 
     name: str
@@ -156,7 +157,7 @@ FLIC = Skeleton(
     edges=((0, 1), (1, 2), (3, 4), (4, 5), (0, 3), (0, 6), (3, 7), (6, 7)),
     flip_pairs=((0, 3), (1, 4), (2, 5), (6, 7), (8, 9)),
 )
-"""Frames Labeled in Cinema (Sapp and Taskar, CVPR 2013): the 11 joints labelled, of 29 columns in the file."""
+"""Frames Labeled in Cinema (Sapp and Taskar, CVPR 2013): the 11 labelled joints of the file's 29."""
 
 COCO = Skeleton(
     name="coco",
@@ -193,7 +194,7 @@ SKELETONS: dict[str, Skeleton] = {skeleton.name: skeleton for skeleton in (MPII,
 
 
 def get_skeleton(name: str) -> Skeleton:
-    """Looks a skeleton up by name.
+    """Look a skeleton up by name.
 
     Args:
         name: A key of :data:`SKELETONS`: ``"mpii"``, ``"lsp"``, ``"flic"`` or ``"coco"``.

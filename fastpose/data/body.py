@@ -1,9 +1,9 @@
-"""A jointed body of simple solids: the "cylinders for each body part, joined up" of Marr and Nishihara (1978).
+"""A jointed body of simple solids, after the model of Marr and Nishihara (1978): a cylinder for each part.
 
-Lengths are in heads, the distance from the upper neck to the top of the head. Every segment of the body has a frame
-whose x points to the person's left, y up and z forward; the camera's frame is x to the right of the image, y up and
-z towards the viewer, so a body that is not turned faces the viewer and has its left at the right of the image.
-Proportions are medians of the MPII annotations.
+Lengths are in heads, the distance from the upper neck to the top of the head; proportions follow the MPII
+annotations. Every segment of the body has a frame with x to the person's left, y up and z forward. The camera's
+frame has x to the right of the image, y up and z towards the viewer, so a body that is not turned faces the
+viewer and has its left at the right of the image.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ _JOINTS: dict[str, tuple[str, Vector]] = {
 _JOINT_SEGMENT = np.array([_SEGMENT[_JOINTS[joint][0]] for joint in MPII.joints])
 _JOINT_OFFSET = np.array([_JOINTS[joint][1] for joint in MPII.joints])
 
-# The head as one ellipsoid: centre in the head's frame and semi-axes. Seen from the front its box is 0.77 wide and
-# 1 high, as MPII's head boxes are, so |head top - upper neck| is 0.79 of the diagonal (0.80 in MPII).
-_HEAD_CENTRE = (0.0, 0.5, 0.0)
+# Semi-axes of the ellipsoid whose box is the head box. From the front that is 0.77 wide and 1 high, like the
+# median of MPII; the neck and the top of the head are 0.79 of its diagonal apart (0.80 in MPII).
 _HEAD_AXES = np.array([0.385, 0.5, 0.42])
 
 
@@ -84,8 +83,8 @@ class Ball(NamedTuple):
 class Part(NamedTuple):
     """The convex hull of two balls.
 
-    ``joints`` are those whose flesh it is: it never hides them. ``bias`` moves it in the order of drawing, in heads
-    towards the viewer. With a ``style`` only bodies of that style have it.
+    ``joints`` are those whose flesh it is: it never hides them. ``bias`` moves it towards the viewer in the
+    order of drawing, in heads. With a ``style``, only bodies of that style have it.
     """
 
     material: str
@@ -100,7 +99,9 @@ def _round(segment: str, centre: Vector, radius: float) -> Ball:
     return Ball(segment, centre, (radius, radius, radius))
 
 
-def _single(material: str, ball: Ball, joints: tuple[str, ...] = (), bias: float = 0.0, style: str = "") -> Part:
+def _single(
+    material: str, ball: Ball, joints: tuple[str, ...] = (), bias: float = 0.0, style: str = ""
+) -> Part:
     return Part(material, ball, ball, joints, bias, style)
 
 
@@ -122,7 +123,9 @@ def _limbs(side: str) -> tuple[Part, ...]:
             (ankle,),
         ),
         Part("arm", _round(arm, origin, 0.20), _round(forearm, origin, 0.145), (shoulder, elbow)),
-        Part("forearm", _round(forearm, origin, 0.14), _round(forearm, (0.0, -0.95, 0.0), 0.10), (elbow, wrist)),
+        Part(
+            "forearm", _round(forearm, origin, 0.14), _round(forearm, (0.0, -0.95, 0.0), 0.10), (elbow, wrist)
+        ),
         Part(
             "skin",
             _round(forearm, (0.0, -0.98, 0.0), 0.10),
@@ -186,8 +189,12 @@ PARTS: tuple[Part, ...] = (
         Ball("head", (0.0, 0.17, 0.12), (0.19, 0.15, 0.20)),
         ("upper_neck", "head_top"),
     ),
-    _single("hair", Ball("head", (0.0, 0.60, -0.09), (0.41, 0.41, 0.40)), ("upper_neck", "head_top"), bias=0.07),
-    _single("hair", Ball("head", (0.0, 0.83, 0.14), (0.31, 0.15, 0.26)), ("head_top",), bias=0.10, style="fringe"),
+    _single(
+        "hair", Ball("head", (0.0, 0.60, -0.09), (0.41, 0.41, 0.40)), ("upper_neck", "head_top"), bias=0.07
+    ),
+    _single(
+        "hair", Ball("head", (0.0, 0.83, 0.14), (0.31, 0.15, 0.26)), ("head_top",), bias=0.10, style="fringe"
+    ),
     Part(
         "hair",
         Ball("head", (0.0, 0.60, -0.14), (0.38, 0.34, 0.30)),
@@ -210,6 +217,7 @@ PARTS: tuple[Part, ...] = (
 
 _BALLS = [ball for part in PARTS for ball in (part.start, part.end)]
 _BALL_SEGMENT = np.array([_SEGMENT[ball.segment] for ball in _BALLS])
+_IN_HEAD = np.array([ball.segment == "head" for ball in _BALLS])
 _BALL_CENTRE = np.array([ball.centre for ball in _BALLS])
 _BALL_AXES = np.array([ball.axes for ball in _BALLS])
 _PART_BIAS = np.array([part.bias for part in PARTS])
@@ -267,14 +275,13 @@ class Build:
 
 
 def sample_build(rng: np.random.Generator) -> Build:
-    """Draws a build within the limits above."""
-    factors = rng.uniform(*np.transpose([TORSO_LENGTH, ARM_LENGTH, LEG_LENGTH, GIRTH])).tolist()
-    worn = rng.random(len(STYLES)) < list(STYLES.values())
-    return Build(*factors, frozenset(style for style, wears in zip(STYLES, worn, strict=True) if wears))
+    """Draw a build within the limits above."""
+    torso, arms, legs, girth = (rng.uniform(*limits) for limits in (TORSO_LENGTH, ARM_LENGTH, LEG_LENGTH, GIRTH))
+    return Build(torso, arms, legs, girth, frozenset(style for style in STYLES if rng.random() < STYLES[style]))
 
 
 def make_body(pose: Pose, build: Build) -> Body:
-    """Poses a body before the camera.
+    """Pose a body before the camera.
 
     Args:
         pose: Angles of the segments and the direction of view.
@@ -285,7 +292,10 @@ def make_body(pose: Pose, build: Build) -> Body:
     """
     pitch, turn, roll = pose.view
     rotations = _rotations(
-        np.array([pose.angles.get(segment, (0.0, 0.0, 0.0)) for segment in SEGMENTS] + [(pitch, 0.0, roll), (0.0, turn, 0.0)])
+        np.array(
+            [pose.angles.get(segment, (0.0, 0.0, 0.0)) for segment in SEGMENTS]
+            + [(pitch, 0.0, roll), (0.0, turn, 0.0)]
+        )
     )
     factors = {"torso": build.torso, "arms": build.arms, "legs": build.legs}
     length = np.array([factors.get(_LENGTH_FACTOR.get(segment, ""), 1.0) for segment in SEGMENTS])
@@ -302,7 +312,7 @@ def make_body(pose: Pose, build: Build) -> Body:
 
     balls = place(_BALL_SEGMENT, _BALL_CENTRE).reshape(-1, 2, 3)
     # The head sets the unit of PCKh, so it stays as it is while the rest of the body grows stout or slim.
-    stout = np.where(_BALL_SEGMENT == _SEGMENT["head"], 1.0, build.girth)
+    stout = np.where(_IN_HEAD, 1.0, build.girth)
     axes = frames[_BALL_SEGMENT] * (stout[:, None] * _BALL_AXES)[:, None, :]
     return Body(
         joints=place(_JOINT_SEGMENT, _JOINT_OFFSET),
@@ -315,8 +325,9 @@ def make_body(pose: Pose, build: Build) -> Body:
 
 
 def _rotations(degrees: Floats) -> Floats:
-    """(N, 3) angles about x, y, z -> (N, 3, 3) matrices Rx·Rz·Ry: a turn about y, then a swing in two steps."""
-    (cos_x, cos_y, cos_z), (sin_x, sin_y, sin_z) = np.cos(np.radians(degrees.T)), np.sin(np.radians(degrees.T))
+    """(N, 3) angles about x, y and z -> (N, 3, 3) matrices Rx·Rz·Ry."""
+    radians = np.radians(degrees.T)
+    (cos_x, cos_y, cos_z), (sin_x, sin_y, sin_z) = np.cos(radians), np.sin(radians)
     rows = [
         [cos_z * cos_y, -sin_z, cos_z * sin_y],
         [cos_x * sin_z * cos_y + sin_x * sin_y, cos_x * cos_z, cos_x * sin_z * sin_y - sin_x * cos_y],

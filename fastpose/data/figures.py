@@ -1,19 +1,19 @@
 """Procedurally drawn people with exact keypoints: a data set that needs no download and never ends.
 
-Jointed bodies of shaded solids (:mod:`fastpose.data.body`) in sampled poses (:mod:`fastpose.data.poses`) stand in
-front of clutter, seen from the front, the back and the sides. They are clothed, hide parts of themselves and of each
-other, and leave the picture at its edges. Nothing but what is seen tells left from right: the face, the hair, the
+Jointed bodies of shaded solids (:mod:`fastpose.data.body`) in sampled poses (:mod:`fastpose.data.poses`) stand
+before clutter, seen from the front, the back and the sides. They wear clothes, hide parts of themselves and of
+each other, and reach beyond the picture. What tells left from right is what is seen: the face, the hair, the
 feet and which limb is in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from fastpose.data.body import FLESH, MATERIALS, PART_MATERIAL, Body, make_body, sample_build
 from fastpose.data.paint import (
@@ -28,8 +28,8 @@ from fastpose.data.paint import (
 from fastpose.data.poses import sample_pose
 from fastpose.data.records import Person
 
-# In units of the picture's shorter side: MPII's person side (200 · scale, about 6 heads) and how far the person's
-# middle is from the picture's.
+# In units of the picture's shorter side: the person side of MPII (200 · scale, about 6 heads), and the
+# standard deviation of the person's middle from that of the picture.
 PERSON_SIDE = (0.56, 0.84)
 PERSON_SHIFT = 0.06
 
@@ -47,28 +47,32 @@ HEAD_SIZE = 0.6
 CENTER_ABOVE_MIDDLE = 6.0
 """MPII's centre is 6 · scale pixels above the middle of the joints' box (median of its validation set)."""
 
+_LEAST_SIZE = 32
 _DOWN = np.array([1.0, -1.0])  # y is up in a body and down in an image
 _APART = 10.0  # heads between people in depth, so that they never interleave
 _DISTINCT = 60.0  # least difference of shirt and trousers in some channel
 _DEPTH_SHADE = 0.08  # per head of depth
 
-SKIN = np.array([(255, 219, 190), (240, 194, 155), (222, 170, 125), (190, 132, 90), (140, 92, 62), (98, 64, 46)], float)
-HAIR = np.array([(40, 30, 26), (74, 48, 30), (120, 78, 44), (196, 156, 92), (150, 68, 34), (150, 150, 150)], float)
+SKIN = np.array(
+    [(255, 219, 190), (240, 194, 155), (222, 170, 125), (190, 132, 90), (140, 92, 62), (98, 64, 46)], float
+)
+HAIR = np.array(
+    [(40, 30, 26), (74, 48, 30), (120, 78, 44), (196, 156, 92), (150, 68, 34), (150, 150, 150)], float
+)
 EYES = np.array([(30, 24, 22), (60, 40, 26), (40, 80, 110), (50, 90, 60)], float)
 
 
-class Figures(Dataset[Person]):
+class Figures(Sequence[Person]):
     """Drawn people, each item one :class:`~fastpose.data.records.Person` with the 16 MPII joints.
 
-    Item i depends on ``seed`` and i alone, so every worker and every run draws the same. There is an item for every
-    i ≥ 0; ``length`` only says how many make an epoch, so a sampler that goes on beyond it never repeats a picture.
+    An item depends on ``seed`` and its index alone, so that all workers, runs and lengths agree on it.
 
     Args:
-        length: What ``len()`` says.
-        seed: Pictures of different seeds are independent.
+        length: Number of items; any number, since an item exists only while it is looked at.
+        seed: Figures of different seeds are independent.
         size: (height, width) of the pictures in pixels, at least 32 each.
         clutter: Draw backgrounds and sensor noise; otherwise the background is plain grey.
-        max_people: At most this many people in a picture, 1 to 3. The person meant is the one nearest the middle.
+        max_people: At most this many people in a picture, 1 to 3. The one meant is nearest the middle.
 
     Raises:
         ValueError: An argument is out of range.
@@ -87,8 +91,8 @@ class Figures(Dataset[Person]):
             raise ValueError(f"length must be at least 1, got {length}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        if len(size) != 2 or min(size) < 32:
-            raise ValueError(f"size must be (height, width), each at least 32, got {size}")
+        if len(size) != 2 or min(size) < _LEAST_SIZE:
+            raise ValueError(f"size must be (height, width), each at least {_LEAST_SIZE}, got {size}")
         if not 1 <= max_people <= len(PEOPLE_SHARES):
             raise ValueError(f"max_people must be 1 to {len(PEOPLE_SHARES)}, got {max_people}")
         self.length = length
@@ -100,33 +104,34 @@ class Figures(Dataset[Person]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Person]:
-        return (self[index] for index in range(self.length))
+    @overload
+    def __getitem__(self, index: int) -> Person: ...
 
-    def __getitem__(self, index: int) -> Person:
-        """Draws a picture.
+    @overload
+    def __getitem__(self, index: slice) -> list[Person]: ...
 
-        Args:
-            index: 0 or more, also beyond ``len()``.
+    def __getitem__(self, index: int | slice) -> Person | list[Person]:
+        """Draw one picture, or those of a slice.
 
         Raises:
-            IndexError: ``index`` is negative.
+            IndexError: ``index`` is outside of the data set.
         """
-        if index < 0:
-            raise IndexError(f"index must not be negative, got {index}")
-        rng = np.random.default_rng((self.seed, index))
+        if isinstance(index, slice):
+            return [self[item] for item in range(self.length)[index]]
+        item = range(self.length)[index]
+        rng = np.random.default_rng((self.seed, item))
         people = _sample_people(rng, self.size, self.max_people)
         light = _sample_light(rng)
-        image = paint_background(rng, self.size, light) if self.clutter else _plain(self.size)
+        image = paint_background(rng, self.size, light) if self.clutter else _plain_background(self.size)
         hidden = _paint_people(rng, image, people, light)
         if self.clutter:
             add_noise(rng, image)
-        return _label(image, people[0], hidden, index)
+        return _label(image, people[0], hidden, item)
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A body in the picture: the pixel of its pelvis, pixels per head, and how near it is to the viewer in heads."""
+    """A body in the picture: pixel of its pelvis, pixels per head, and nearness to the viewer in heads."""
 
     body: Body
     origin: Floats
@@ -145,7 +150,7 @@ class _Figure:
 
 
 def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: int) -> list[_Figure]:
-    """Draws the person meant, near the middle, and then bystanders at either side."""
+    """Draw the person meant, near the middle, and then bystanders at either side."""
     count = min(1 + int(rng.choice(len(PEOPLE_SHARES), p=PEOPLE_SHARES)), max_people)
     height, width = size
     side = rng.uniform(*PERSON_SIDE) * min(size)
@@ -153,7 +158,7 @@ def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: 
     people = [_place(make_body(sample_pose(rng), sample_build(rng)), middle, side, 0.0)]
     for bystander in range(1, count):
         distance = rng.choice((-1, 1)) * rng.uniform(*BYSTANDER_DISTANCE) * side
-        where = middle + (distance, rng.uniform(-0.1, 0.1) * side)
+        where = middle + np.array([distance, rng.uniform(-0.1, 0.1) * side])
         nearness = _APART * bystander * (1 if rng.random() < BYSTANDER_IN_FRONT else -1)
         body = make_body(sample_pose(rng), sample_build(rng))
         people.append(_place(body, where, rng.uniform(*BYSTANDER_SIZE) * side, nearness))
@@ -161,20 +166,20 @@ def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: 
 
 
 def _place(body: Body, middle: Floats, side: float, nearness: float) -> _Figure:
-    """Puts the middle of the box around a body's joints at a pixel."""
+    """Put the middle of the box around a body's joints at a pixel."""
     unit = side / (HEAD_DIAGONALS_PER_SIDE * float(np.hypot(*body.head_box)))
     joints = body.joints[:, :2] * _DOWN
     return _Figure(body, middle - unit * (joints.min(0) + joints.max(0)) / 2, unit, nearness)
 
 
 def _sample_light(rng: np.random.Generator) -> Floats:
-    """Draws light from above, from the left to the right: (x, y) in the image, shorter than 1."""
+    """Draw light from above, from the left to the right: (x, y) in the image, shorter than 1."""
     angle, strength = np.radians(rng.uniform(200, 340)), rng.uniform(0.2, 0.9)
     return strength * np.array([np.cos(angle), np.sin(angle)])
 
 
 def _sample_clothes(rng: np.random.Generator) -> Floats:
-    """Draws (materials, 3) RGB colours: of skin and hair, and of clothes of which some leave arms or legs bare."""
+    """Draw the RGB colours of all materials, (M, 3): skin, hair and clothes; some leave arms or legs bare."""
     skin = SKIN[rng.integers(len(SKIN))] * rng.uniform(0.9, 1.05)
     shirt, trousers, shoes, trim = random_colors(rng, 4)
     if np.abs(shirt - trousers).max() < _DISTINCT:
@@ -203,7 +208,7 @@ def _sample_clothes(rng: np.random.Generator) -> Floats:
 def _paint_people(
     rng: np.random.Generator, image: Image, people: list[_Figure], light: Floats
 ) -> NDArray[np.bool_]:
-    """Paints people far to near.
+    """Paint people far to near.
 
     Returns:
         bool (16,): which joints of the first one are covered by something that is not their own flesh.
@@ -230,11 +235,11 @@ def _paint_people(
     nearest_flesh = np.where(FLESH[:, parts[0]], rank[: len(parts[0])], -1).max(axis=1)
     pixel = np.round(people[0].joints).astype(int)
     x, y = np.clip(pixel, 0, (image.shape[1] - 1, image.shape[0] - 1)).T
-    return labels[y, x] > nearest_flesh
+    return np.greater(labels[y, x], nearest_flesh)
 
 
 def _label(image: Image, figure: _Figure, hidden: NDArray[np.bool_], index: int) -> Person:
-    """Labels a figure as MPII does: joints beyond the picture are not labelled, hidden ones are."""
+    """Label a figure as MPII does: joints beyond the picture are not labelled, hidden ones are."""
     height, width = image.shape[:2]
     inside = ((figure.joints >= -0.5) & (figure.joints < (width - 0.5, height - 0.5))).all(axis=1)
     labelled = figure.joints[inside]
@@ -251,5 +256,5 @@ def _label(image: Image, figure: _Figure, hidden: NDArray[np.bool_], index: int)
     )
 
 
-def _plain(size: tuple[int, int]) -> Image:
+def _plain_background(size: tuple[int, int]) -> Image:
     return np.full((*size, 3), 128, np.uint8)

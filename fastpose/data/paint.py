@@ -14,7 +14,7 @@ Image = NDArray[np.uint8]
 
 # A solid is painted as nested outlines, from its silhouette inwards: how large, and how bright.
 _BAND_SIZE = np.array([1.0, 0.82, 0.58, 0.30])
-_BAND_TERMS = np.stack([np.ones_like(_BAND_SIZE), 1.0 - _BAND_SIZE, _BAND_SIZE], axis=1).astype(np.float32)  # centre, slide, rim
+_BAND_TERMS = np.array([[1.0, 1.0 - size, size] for size in _BAND_SIZE], np.float32)  # of centre, slide, rim
 _BAND_BRIGHTNESS = np.array([0.68, 0.86, 0.98, 1.07])
 
 # An outline's corners are its farthest points in these directions.
@@ -31,7 +31,7 @@ _NOISE_LEVELS = (4, 8, 16, 32)
 
 
 def outline_solids(centers: Floats, axes: Floats, light: Floats) -> NDArray[np.int32]:
-    """Outlines the convex hulls of pairs of ellipsoids, with isophotes as light from one side makes them.
+    """Outline the convex hulls of pairs of ellipsoids, with isophotes as light from one side makes them.
 
     Args:
         centers: (P, 2, 2) projected centres of both ellipsoids in pixels.
@@ -41,8 +41,8 @@ def outline_solids(centers: Floats, axes: Floats, light: Floats) -> NDArray[np.i
     Returns:
         (bands, P, corners, 2) corners in 1/16 pixel, as :func:`paint_solids` takes them.
     """
-    # In direction n an ellipsoid with semi-axes A is farthest at A Aᵀ n / |Aᵀ n| from its centre, and the hull of two
-    # is farthest where one of them is. Nested outlines shrink and slide to the lit side without crossing.
+    # In direction n an ellipsoid with semi-axes A is farthest at A Aᵀ n / |Aᵀ n| from its centre, and the hull
+    # of two is farthest where one of them is. Nested outlines shrink and slide to the lit side without crossing.
     shapes = axes @ axes.swapaxes(-1, -2)
     rim = _DIRECTIONS @ shapes
     reach = np.sqrt((rim * _DIRECTIONS).sum(-1, keepdims=True))
@@ -61,8 +61,10 @@ def outline_solids(centers: Floats, axes: Floats, light: Floats) -> NDArray[np.i
     return np.rint(np.where(farther, corners[:, :, 0], corners[:, :, 1])).astype(np.int32)
 
 
-def paint_solids(image: Image, outlines: NDArray[np.int32], colors: Floats, labels: NDArray[np.int16]) -> None:
-    """Paints solids over each other, the first one farthest away.
+def paint_solids(
+    image: Image, outlines: NDArray[np.int32], colors: Floats, labels: NDArray[np.int16]
+) -> None:
+    """Paint solids over each other, the first one farthest away.
 
     Args:
         image: Painted on.
@@ -78,7 +80,7 @@ def paint_solids(image: Image, outlines: NDArray[np.int32], colors: Floats, labe
 
 
 def paint_background(rng: np.random.Generator, size: tuple[int, int], light: Floats) -> Image:
-    """Paints a cluttered scene without people: smooth colours, textures, flat shapes, and solids that look like limbs.
+    """Paint a cluttered scene without people: smooth colours, stripes, flat shapes, and solids like limbs.
 
     Args:
         rng: Source of chance.
@@ -96,7 +98,9 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int], light: Flo
         _paint_shape(rng, image, color)
     count = int(rng.integers(*_BACKGROUND_SOLIDS))
     if count:
-        centers = rng.uniform(0, 1, (count, 1, 2)) * (width, height) + rng.normal(0, 0.12 * height, (count, 2, 2))
+        centers = rng.uniform(0, 1, (count, 1, 2)) * (width, height) + rng.normal(
+            0, 0.12 * height, (count, 2, 2)
+        )
         radii = rng.uniform(0.01, 0.06, (count, 2, 1, 1)) * height
         paint_solids(
             image,
@@ -108,7 +112,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int], light: Flo
 
 
 def add_noise(rng: np.random.Generator, image: Image) -> None:
-    """Adds uniform sensor noise of a random strength to an image, in place."""
+    """Add uniform sensor noise of a random strength to an image, in place."""
     level = int(rng.choice(_NOISE_LEVELS))
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) & np.uint8(level - 1)
     cv2.add(image, noise, dst=image)
@@ -116,7 +120,7 @@ def add_noise(rng: np.random.Generator, image: Image) -> None:
 
 
 def random_colors(rng: np.random.Generator, count: int) -> Floats:
-    """Draws (count, 3) RGB colours from 0 to 255, muted more often than vivid."""
+    """Draw (count, 3) RGB colours from 0 to 255, muted more often than vivid."""
     hue = rng.uniform(0, 6, (count, 1))
     saturation = rng.uniform(0, 1, (count, 1)) ** 2 * 0.85
     value = rng.uniform(0.15, 1.0, (count, 1))
@@ -126,17 +130,23 @@ def random_colors(rng: np.random.Generator, count: int) -> Floats:
 
 
 def _smooth(rng: np.random.Generator, height: int, width: int) -> Image:
-    """A blend of a few colours: a gradient when there are two rows or columns, blotches when there are many."""
+    """A blend of a few colours: a gradient of two rows or columns, blotches of more."""
     rows, columns = rng.integers(1, 6, 2)
-    colors = random_colors(rng, 1) + rng.normal(0, 30, (rows, columns, 1)) + rng.normal(0, 8, (rows, columns, 3))
-    return cv2.resize(np.clip(colors, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    colors = (
+        random_colors(rng, 1) + rng.normal(0, 30, (rows, columns, 1)) + rng.normal(0, 8, (rows, columns, 3))
+    )
+    return cv2.resize(
+        np.clip(colors, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def _paint_stripes(rng: np.random.Generator, image: Image) -> None:
     """Parallel lines over a rectangle, in one or two directions."""
     height, width = image.shape[:2]
     top, left = (rng.uniform(0, 0.6, 2) * (height, width)).astype(int)
-    region = image[top : top + int(height * rng.uniform(0.3, 1)), left : left + int(width * rng.uniform(0.3, 1))]
+    region = image[
+        top : top + int(height * rng.uniform(0.3, 1)), left : left + int(width * rng.uniform(0.3, 1))
+    ]
     (color,) = random_colors(rng, 1).astype(np.uint8)
     period = int(rng.integers(4, max(6, height // 8)))
     thickness = max(1, int(period * rng.uniform(0.1, 0.6)))

@@ -5,6 +5,8 @@ Angles are in degrees about the axes of a segment's frame: x to the person's lef
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -35,7 +37,7 @@ class _Leg(NamedTuple):
 
 
 class _Stance(NamedTuple):
-    """One leg, the other leg (which is which is drawn by lot), and how far the chest leans forward over them."""
+    """One leg, the other leg (chance says which is the left), and how far the chest leans forward."""
 
     leg: _Leg
     other_leg: _Leg
@@ -63,11 +65,15 @@ STANCES: dict[str, tuple[float, _Stance]] = {
     "astride": (0.12, _Stance(_OUTWARD, _OUTWARD, (-5, 15))),
     "stride": (
         0.16,
-        _Stance(_Leg((15, 45), (0, 6), (-15, 5), (0, 35)), _Leg((-30, -5), (0, 6), (-15, 5), (10, 60)), (0, 15)),
+        _Stance(
+            _Leg((15, 45), (0, 6), (-15, 5), (0, 35)), _Leg((-30, -5), (0, 6), (-15, 5), (10, 60)), (0, 15)
+        ),
     ),
     "lunge": (
         0.08,
-        _Stance(_Leg((50, 90), (0, 20), (-20, 5), (55, 100)), _Leg((-30, 0), (0, 15), (-20, 5), (15, 70)), (0, 25)),
+        _Stance(
+            _Leg((50, 90), (0, 20), (-20, 5), (55, 100)), _Leg((-30, 0), (0, 15), (-20, 5), (15, 70)), (0, 25)
+        ),
     ),
     "squat": (0.06, _Stance(_SQUATTING, _SQUATTING, (10, 40))),
     "kick": (0.08, _Stance(_Leg((35, 95), (0, 30), (-20, 10), (0, 45)), _STRAIGHT, (-12, 8))),
@@ -96,11 +102,11 @@ class Pose:
     """A pose and where it is seen from.
 
     Args:
-        angles: For segments of the body (see :mod:`fastpose.data.body`) the angles about x, y and z against the
-            segment they hang from: a turn about y, then a swing about z, then one about x. Absent means zeros:
-            upright, arms and legs straight down.
-        view: How far the camera looks down, how far the body is turned about the vertical (0 faces the viewer,
-            90 faces the right of the image) and how far the camera is tilted.
+        angles: For segments of the body (see :mod:`fastpose.data.body`) the angles about x, y and z against
+            the segment they hang from: a turn about y, then a swing about z, then one about x. Absent means
+            zeros: upright, arms and legs straight down.
+        view: How far the camera looks down, how far the body is turned about the vertical (0 faces the
+            viewer, 90 the right of the image) and how far the camera is tilted.
     """
 
     angles: Mapping[str, Angles]
@@ -108,7 +114,7 @@ class Pose:
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
-    """Draws a pose and a view within the limits above."""
+    """Draw a pose and a view within the limits above."""
     angles: dict[str, Angles] = {}
     stance = _choose(rng, STANCES)
     legs = (stance.leg, stance.other_leg) if rng.random() < 0.5 else (stance.other_leg, stance.leg)
@@ -129,15 +135,13 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def _choose(rng: np.random.Generator, table: Mapping[str, tuple[float, Choice]]) -> Choice:
-    """Draws from a table of (share, choice)."""
-    left = rng.random() * sum(share for share, _ in table.values())
-    for share, choice in table.values():
-        left -= share
-        if left < 0:
-            break
-    return choice
+    """Draw from a table of (share, choice)."""
+    shares, choices = zip(*table.values(), strict=True)
+    return choices[bisect.bisect(list(itertools.accumulate(shares)), rng.random() * sum(shares))]
 
 
 def _uniform(rng: np.random.Generator, limits: Sequence[Range]) -> list[float]:
-    """Draws one number between each pair of limits."""
-    return [low + (high - low) * part for (low, high), part in zip(limits, rng.random(len(limits)), strict=True)]
+    """Draw one number between each pair of limits."""
+    return [
+        low + (high - low) * part for (low, high), part in zip(limits, rng.random(len(limits)), strict=True)
+    ]

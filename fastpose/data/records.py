@@ -1,4 +1,4 @@
-"""The record that every reader yields and that the crops turn into tensors: one labelled person in one image."""
+"""One labelled person in one image: the record that every reader yields and that crops are made from."""
 
 from __future__ import annotations
 
@@ -59,4 +59,6 @@ class Person:
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
         if not (math.isnan(self.head_size) or 0 < self.head_size < math.inf):
-            raise ValueError(f"head_size must be positive and finite, or NaN if unknown, got {self.head_size}")
+            raise ValueError(
+                f"head_size must be positive and finite, or NaN if unknown, got {self.head_size}"
+            )

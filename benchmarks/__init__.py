@@ -1,0 +1,1 @@
+"""Benchmarks of fastpose's kernels: see benchmarks/README.md."""

@@ -1,0 +1,144 @@
+// Runs CUDA C++ kernels on the CPU, for tests. The blocks of a launch run one after another; the threads of a block are OS threads,
+// so that ThreadSanitizer sees every data race that a missing barrier makes. A thread that leaves the kernel before a barrier its
+// block still reaches hangs the launch. Not modelled: partial warp masks, memory ordering weaker than the CPU's, the GPU's
+// approximate arithmetic.
+//
+// The environment variable CUDA_ON_CPU_WITHOUT_BARRIER=file.cuh:line makes that one barrier do nothing: the race that this plants
+// must be found, or either the barrier is not needed or the check is blind.
+#pragma once
+#include <algorithm>
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <source_location>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+template <typename T> T __ldcs(const T* p) { return *p; }
+template <typename T> T __ldg(const T* p) { return *p; }
+template <typename T> void __stcs(T* p, T v) { *p = v; }
+
+inline float __uint_as_float(uint32_t v) { return std::bit_cast<float>(v); }
+inline uint32_t __float_as_uint(float v) { return std::bit_cast<uint32_t>(v); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+using std::max, std::min;
+
+using __half = _Float16;
+inline __half __ushort_as_half(uint16_t v) { return std::bit_cast<__half>(v); }
+inline uint16_t __half_as_ushort(__half v) { return std::bit_cast<uint16_t>(v); }
+inline float __half2float(__half v) { return float(v); }
+inline __half __float2half_rn(float v) { return __half(v); }
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 v) { return v.bits; }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+  const uint32_t u = std::bit_cast<uint32_t>(v);
+  return {v != v ? uint16_t(0x7fff) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+
+namespace cuda_on_cpu {
+
+struct Warp {
+  explicit Warp(unsigned lanes) : barrier(lanes) {}
+  std::barrier<> barrier;
+  uint64_t lane[32] = {};
+};
+
+inline dim3 grid, block;
+inline thread_local dim3 block_index, thread_index;
+inline thread_local unsigned rank;  // of the thread in its block
+inline std::unique_ptr<std::barrier<>> block_barrier;
+inline std::vector<std::unique_ptr<Warp>> warps;
+
+inline void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  grid = {blocks};
+  block = {threads};
+  block_barrier = std::make_unique<std::barrier<>>(threads);
+  std::barrier block_end(threads);
+  warps.clear();
+  for (unsigned first = 0; first < threads; first += 32)
+    warps.push_back(std::make_unique<Warp>(std::min(32u, threads - first)));
+  std::vector<std::thread> pool;
+  for (unsigned t = 0; t < threads; ++t)
+    pool.emplace_back([t, blocks, &kernel, &block_end] {
+      rank = t;
+      thread_index = {t, 0, 0};
+      for (unsigned b = 0; b < blocks; ++b) {
+        block_index = {b, 0, 0};
+        kernel();
+        block_end.arrive_and_wait();  // shared memory is the next block's
+      }
+    });
+  for (std::thread& thread : pool) thread.join();
+}
+
+template <typename T> T shuffle(T value, unsigned source) {
+  static_assert(sizeof(T) <= 8);
+  Warp& warp = *warps[rank / 32];
+  std::memcpy(&warp.lane[rank % 32], &value, sizeof value);
+  warp.barrier.arrive_and_wait();
+  std::memcpy(&value, &warp.lane[source % 32], sizeof value);
+  warp.barrier.arrive_and_wait();
+  return value;
+}
+
+inline bool removed(const std::source_location& here) {
+  static const char* const place = std::getenv("CUDA_ON_CPU_WITHOUT_BARRIER");
+  if (place == nullptr) return false;
+  const std::string file = here.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(here.line()) == place;
+}
+
+}  // namespace cuda_on_cpu
+
+#define threadIdx cuda_on_cpu::thread_index
+#define blockIdx cuda_on_cpu::block_index
+#define blockDim cuda_on_cpu::block
+#define gridDim cuda_on_cpu::grid
+
+inline void __syncthreads(std::source_location here = std::source_location::current()) {
+  if (!cuda_on_cpu::removed(here)) cuda_on_cpu::block_barrier->arrive_and_wait();
+}
+inline void __syncwarp(unsigned = ~0u, std::source_location here = std::source_location::current()) {
+  if (!cuda_on_cpu::removed(here)) cuda_on_cpu::warps[cuda_on_cpu::rank / 32]->barrier.arrive_and_wait();
+}
+template <typename T> T __shfl_xor_sync(unsigned, T v, int mask) { return cuda_on_cpu::shuffle(v, cuda_on_cpu::rank % 32 ^ mask); }
+template <typename T> T __shfl_sync(unsigned, T v, int source) { return cuda_on_cpu::shuffle(v, source); }
+template <typename T> T __shfl_down_sync(unsigned, T v, int delta) {
+  const unsigned lane = cuda_on_cpu::rank % 32;
+  return cuda_on_cpu::shuffle(v, lane + delta < 32 ? lane + delta : lane);
+}
+
+namespace fastpose {
+
+// Stands in for the launch of csrc/device.cuh.
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), int64_t blocks, int threads, void*, A... arguments) {
+  if (blocks > 0) cuda_on_cpu::run(unsigned(blocks), unsigned(threads), [&] { kernel(P(arguments)...); });
+}
+
+}  // namespace fastpose
