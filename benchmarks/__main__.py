@@ -27,7 +27,13 @@ def main() -> int:
     output = options.output or HERE / "results" / f"{options.device}.json"
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        arguments = [str(HERE / "bench_ops.py"), "-q", "--benchmark-only", "--benchmark-disable-gc", f"--benchmark-json={raw}"]
+        arguments = [
+            str(HERE / "bench_ops.py"),
+            "-q",
+            "--benchmark-only",
+            "--benchmark-disable-gc",
+            f"--benchmark-json={raw}",
+        ]
         code = pytest.main([*arguments, "--benchmark-columns=median", f"--bench-device={options.device}", *rest])
         if code != 0:
             return int(code)

@@ -5,6 +5,7 @@ Each baseline computes the same thing as the fused op on the same inputs; bench_
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,16 @@ BLUR = 11  # side of DARK's blur kernel
 BLUR_SIGMA = 0.3 * ((BLUR - 1) * 0.5 - 1) + 0.8
 
 Baselines = dict[str, Callable[..., Any]]
+
+
+def installed(baselines: Baselines, device: str) -> Baselines:
+    """Leaves out what cannot run here: a library that is not installed, NumPy loops for a GPU."""
+    return {
+        name: function
+        for name, function in baselines.items()
+        if not (device == "cuda" and name.startswith("numpy"))
+        and all(importlib.util.find_spec(library) for library in ("kornia", "dsntnn") if library in name)
+    }
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +88,9 @@ def render_baselines(device: str) -> Baselines:
         "compile separable": compiled(render_separable),
         "kornia": render_kornia,
         "dsntnn": render_dsntnn,
+        "numpy loop": render_numpy,
     }
-    return baselines | ({"numpy loop": render_numpy} if device == "cpu" else {})
+    return installed(baselines, device)
 
 
 # ---- loss, forward and backward ---------------------------------------------------------------------------------------
@@ -96,20 +108,17 @@ def _loss_with(render: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
     return loss
 
 
-def loss_given_target(predictions: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    return sum((torch.nn.functional.mse_loss(p, target) for p in predictions), target.new_zeros(()))
-
-
 def loss_baselines(device: str) -> Baselines:
     def with_backward(loss: Callable[..., torch.Tensor]) -> Callable[..., Any]:
         return lambda predictions, keypoints: _gradients(loss(predictions, keypoints), predictions)
 
-    return {
+    baselines: Baselines = {
         "eager separable": with_backward(_loss_with(render_separable)),
         "compile separable": with_backward(compiled(_loss_with(render_separable))),
         "compile broadcast": with_backward(compiled(_loss_with(render_broadcast))),
         "kornia": with_backward(_loss_with(render_kornia)),
     }
+    return installed(baselines, device)
 
 
 # ---- soft-argmax ------------------------------------------------------------------------------------------------------
@@ -138,13 +147,14 @@ def soft_argmax_dsntnn(heatmaps: torch.Tensor) -> torch.Tensor:
 
 
 def soft_argmax_baselines(device: str) -> Baselines:
-    return {
+    baselines: Baselines = {
         "eager marginals": soft_argmax_marginals,
         "compile marginals": compiled(soft_argmax_marginals),
         "kornia": soft_argmax_kornia,
         "compile kornia": compiled(soft_argmax_kornia),
         "dsntnn": soft_argmax_dsntnn,
     }
+    return installed(baselines, device)
 
 
 # ---- decoding ---------------------------------------------------------------------------------------------------------
@@ -195,7 +205,9 @@ def dark_torch(heatmaps: torch.Tensor) -> torch.Tensor:
     index = (y[..., None, None] + step[:, None]) * (width + 2 * reach) + x[..., None, None] + step
     patch = padded.gather(-1, index.flatten(2)).view(-1, 1, side, side)
     kernel = torch.from_numpy(cv2.getGaussianKernel(BLUR, BLUR_SIGMA)).to(heatmaps)
-    blurred = torch.nn.functional.conv2d(torch.nn.functional.conv2d(patch, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    blurred = torch.nn.functional.conv2d(
+        torch.nn.functional.conv2d(patch, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)
+    )
     log = blurred.clamp(min=1e-10).log().view(*x.shape, 5, 5)
     dx, dy = (log[..., 2, 3] - log[..., 2, 1]) / 2, (log[..., 3, 2] - log[..., 1, 2]) / 2
     centre = log[..., 2, 2]
@@ -232,10 +244,10 @@ def dark_numpy(heatmaps: torch.Tensor) -> torch.Tensor:
 
 
 def quarter_baselines(device: str) -> Baselines:
-    baselines: Baselines = {"eager": quarter_torch, "compile": compiled(quarter_torch)}
-    return baselines | ({"numpy loop": quarter_numpy} if device == "cpu" else {})
+    return installed({"eager": quarter_torch, "compile": compiled(quarter_torch), "numpy loop": quarter_numpy}, device)
 
 
 def dark_baselines(device: str) -> Baselines:
-    baselines: Baselines = {"eager local": dark_torch, "compile local": compiled(dark_torch)}
-    return baselines | ({"numpy, full blur": dark_numpy} if device == "cpu" else {})
+    return installed(
+        {"eager local": dark_torch, "compile local": compiled(dark_torch), "numpy, full blur": dark_numpy}, device
+    )

@@ -32,7 +32,9 @@ def first_tensor(result: Any) -> torch.Tensor:
 def check_same(workload: Workload, name: str, result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
     crop = (..., slice(workload.crop, -workload.crop), slice(workload.crop, -workload.crop)) if workload.crop else ...
     error = (result.float()[crop] - expected.float()[crop]).abs().max().item()
-    allowed = workload.tolerance if dtype == torch.float32 else max(workload.tolerance, 1.0 if result.dim() == 3 else 0.01)
+    allowed = (
+        workload.tolerance if dtype == torch.float32 else max(workload.tolerance, 1.0 if result.dim() == 3 else 0.01)
+    )
     assert error <= allowed, f"{workload.name}: {name} differs from the fused op by {error:.3g}, allowed is {allowed}"
 
 

@@ -97,7 +97,9 @@ WORKLOADS = [
         tolerance=1e-3,
         crop=16,
     ),
-    Workload("loss forward+backward", _loss_inputs, _loss_and_gradients, baselines.loss_baselines, passes=2, tolerance=1e-6),
+    Workload(
+        "loss forward+backward", _loss_inputs, _loss_and_gradients, baselines.loss_baselines, passes=2, tolerance=1e-6
+    ),
     Workload(
         "soft-argmax forward",
         _logits,

@@ -1,12 +1,39 @@
-"""Fixtures of the whole suite."""
+"""Options and fixtures of the whole suite."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+import torch
 
 _SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-on-cpu",
+        metavar="FILE",
+        help="test this build of fastpose._C, in which the CUDA kernels run on CPU tensors (see test_cuda_on_cpu.py)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: what a kernel computes; run again for every SIMD level and for CUDA on the CPU")
+    file = config.getoption("cuda_on_cpu")
+    hypothesis.settings.register_profile(
+        "suite", deadline=None, derandomize=True, database=None, max_examples=6 if file else 60
+    )
+    hypothesis.settings.load_profile("suite")
+    if file:  # `from fastpose import _C` finds it there
+        spec = importlib.util.spec_from_file_location("fastpose._C", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["fastpose._C"] = module
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +42,17 @@ def shared_data() -> Path:
     if not _SHARED_DATA.is_dir():
         pytest.skip("the folder ../shared/data is not there")
     return _SHARED_DATA.resolve()
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
+    """Of the maps."""
+    on_gpu = device.type == "cuda" or request.config.getoption("cuda_on_cpu")
+    if on_gpu and request.param == torch.float64:
+        pytest.skip("a GPU has no float64 kernels")
+    return request.param

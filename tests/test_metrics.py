@@ -37,6 +37,7 @@ def test_distances() -> None:
     assert math.isnan(distances_of([3.0, 4.0], [NAN, 0.0], 10.0))
     assert math.isnan(distances_of([3.0, 4.0], [0.0, 0.0], NAN))
     assert math.isnan(distances_of([NAN, 4.0], [0.0, NAN], 10.0))
+    assert math.isnan(distances_of([NAN, 4.0], [0.0, 0.0], NAN))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_hopeless_predictions_are_wrong_but_counted(prediction: list[float], len
 
 def test_unsigned_predictions_do_not_wrap_around() -> None:
     predictions = torch.tensor([[[2, 250]]], dtype=torch.uint8)
-    keypoints = torch.tensor([[[5.0, 254.0]]])
+    keypoints = torch.tensor([[[5, 254]]], dtype=torch.uint8)
     assert normalized_distances(predictions, keypoints, torch.ones(1)).item() == 5.0
 
 

@@ -30,7 +30,7 @@ def hrnet_entry(**changes: Any) -> dict[str, Any]:
 
 def pytorch_pose_entry(**changes: Any) -> dict[str, Any]:
     joints = [[x, y, 1.0] for x, y in JOINTS]
-    joints[3] = [0.0, 0.0, 0.0]
+    joints[3] = [0.0, 0.0, 1.0]
     joints[5][2] = 0.0
     entry = {
         "img_paths": "a.jpg",

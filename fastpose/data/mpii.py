@@ -1,8 +1,8 @@
 """MPII Human Pose (Andriluka et al., CVPR 2014), read from the two JSON forms in which it is passed around.
 
 Both forms keep the numbers of the original MATLAB file: pixels counted from 1, the box as annotated, the
-scale not enlarged. (The hourglass authors' ``valid.h5`` has these boxes with the centre moved down by 15·scale
-and the scale multiplied by 1.25.) So the reader subtracts 1 from coordinates, here and only once.
+scale not enlarged. (The hourglass authors' ``valid.h5`` has these boxes with the centre moved down by
+15·scale and the scale multiplied by 1.25.) So the reader subtracts 1 from coordinates, here and only once.
 """
 
 from __future__ import annotations
