@@ -1,7 +1,7 @@
 """Pictures: skeletons and heatmaps over images, learning curves, and the page that a demonstration ends with.
 
-Images are RGB, uint8 (H, W, 3). Keypoints are (K, 2), (x, y) in pixels with pixel i centred at i; a joint that
-is not finite is not drawn. A file appears under its name only when it is complete.
+Images are RGB, uint8 (H, W, 3). Keypoints are (K, 2), (x, y) in pixels with pixel i centred at i; a joint
+that is not finite is not drawn. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fastpose.skeletons import Side, Skeleton
@@ -31,8 +32,10 @@ SIDE_COLORS: dict[Side, tuple[int, int, int]] = {
 """RGB colour of the joints and limbs of each side of the body."""
 
 _SUBPIXEL_BITS = 4
-_HEATMAP_OPACITY = 0.6
+_HEATMAP_OPACITY = 0.9
+_HEATMAP_BACKDROP = 0.45  # brightness of the image under a heatmap
 _DOTS_PER_INCH = 120
+_LEAST_PICTURE = 320  # pixels, below which a sheet enlarges the pictures that it draws skeletons on
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +59,7 @@ class SheetRow:
     heatmaps: NDArray[np.floating]
 
 
-def draw_skeleton(
-    image: Image, keypoints: ArrayLike, skeleton: Skeleton, *, visible: ArrayLike | None = None
-) -> Image:
+def draw_skeleton(image: Image, keypoints: ArrayLike, skeleton: Skeleton, *, visible: ArrayLike | None = None) -> Image:
     """Draw joints and the limbs between them over a copy of an image.
 
     Args:
@@ -76,20 +77,17 @@ def draw_skeleton(
     _check_image(image)
     points = np.asarray(keypoints, dtype=np.float64)
     if points.shape != (skeleton.num_joints, 2):
-        raise ValueError(
-            f"keypoints must be ({skeleton.num_joints}, 2) for {skeleton.name}, got {points.shape}"
-        )
+        raise ValueError(f"keypoints must be ({skeleton.num_joints}, 2) for {skeleton.name}, got {points.shape}")
     filled = np.ones(len(points), bool) if visible is None else np.asarray(visible, dtype=bool)
     if filled.shape != (len(points),):
         raise ValueError(f"visible must be ({len(points)},), got {filled.shape}")
 
     canvas = np.ascontiguousarray(image).copy()
-    drawn = np.isfinite(points).all(axis=1)
+    drawn = np.isfinite(points.sum(axis=1))
     # Fixed-point coordinates far beyond the image would overflow.
     reach = 10.0 * max(canvas.shape)
-    fixed = (
-        np.round(np.clip(np.nan_to_num(points), -reach, reach) * (1 << _SUBPIXEL_BITS)).astype(int).tolist()
-    )
+    near = np.clip(np.nan_to_num(points), -reach, reach)
+    fixed = np.round(near * (1 << _SUBPIXEL_BITS)).astype(int).tolist()
     thickness = max(1, round(max(canvas.shape) / 128))
     radius = (thickness + 1) << _SUBPIXEL_BITS
     sides = skeleton.sides
@@ -139,7 +137,7 @@ def draw_heatmaps(image: Image, heatmaps: ArrayLike, *, columns: int = 4, peak: 
         strength = cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR)
         colors = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
         opacity = _HEATMAP_OPACITY * np.sqrt(strength)[..., None]
-        montage[index // columns, :, index % columns] = (1 - opacity) * (0.6 * image) + opacity * colors
+        montage[index // columns, :, index % columns] = (1 - opacity) * _HEATMAP_BACKDROP * image + opacity * colors
     return montage.reshape(rows * height, columns * width, 3)
 
 
@@ -157,9 +155,7 @@ def save_image(image: Image, path: str | Path) -> None:
     _check_image(image)
     path = Path(path)
     if not cv2.haveImageWriter(path.name):
-        raise ValueError(
-            f"path must end in the name of an image format such as .png or .jpg, got {path.name!r}"
-        )
+        raise ValueError(f"path must end in the name of an image format such as .png or .jpg, got {path.name!r}")
     _, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
     _write(path, encoded.tobytes())
 
@@ -201,13 +197,19 @@ def figure_sheet(
     if not rows:
         raise ValueError("rows must hold at least one person, got none")
     _check_history(history)
-    figure = Figure(figsize=(12.0, 3.0 * len(rows) + 3.5), layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, 4, height_ratios=[3.0] * len(rows) + [3.5])
+    figure = Figure(figsize=(14.0, 3.5 * len(rows) + 3.5), layout="constrained")
+    grid = figure.add_gridspec(len(rows) + 1, 4)
     for index, row in enumerate(rows):
+        _check_image(row.image)
+        zoom = -(-_LEAST_PICTURE // max(row.image.shape[:2]))
+        image = np.asarray(cv2.resize(row.image, None, fx=zoom, fy=zoom), np.uint8)
+        truth, initial, final = (
+            zoom * (np.asarray(points) + 0.5) - 0.5 for points in (row.truth, row.initial, row.final)
+        )
         pictures = {
-            "truth (hollow: hidden)": draw_skeleton(row.image, row.truth, skeleton, visible=row.visible),
-            "first stage": draw_skeleton(row.image, row.initial, skeleton),
-            "last stage": draw_skeleton(row.image, row.final, skeleton),
+            "truth (hollow: hidden)": draw_skeleton(image, truth, skeleton, visible=row.visible),
+            "first stage": draw_skeleton(image, initial, skeleton),
+            "last stage": draw_skeleton(image, final, skeleton),
             "heatmaps of the last stage": draw_heatmaps(row.image, row.heatmaps),
         }
         for column, (title, picture) in enumerate(pictures.items()):
@@ -224,6 +226,8 @@ def _check_image(image: Image) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be a uint8 array (H, W, 3), got {got}")
+    if 0 in image.shape:
+        raise ValueError(f"image must have at least one pixel, got {image.shape}")
 
 
 def _check_history(history: Mapping[str, Sequence[float]]) -> None:
@@ -239,7 +243,7 @@ def _plot_history(axes: Axes, history: Mapping[str, Sequence[float]]) -> None:
     lines = axes.plot(epochs, history["loss"], color="0.4", linestyle="--", label="loss")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy = axes.twinx()
     accuracy.set_ylabel("accuracy (%)")
     accuracy.set_ylim(0, 100)

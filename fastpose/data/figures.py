@@ -1,9 +1,9 @@
 """Procedurally drawn people with exact keypoints: a data set that needs no download and never ends.
 
-Jointed bodies of shaded solids (:mod:`fastpose.data.body`) in sampled poses (:mod:`fastpose.data.poses`) stand
-before clutter, seen from the front, the back and the sides. They wear clothes, hide parts of themselves and of
-each other, and reach beyond the picture. What tells left from right is what is seen: the face, the hair, the
-feet and which limb is in front.
+Jointed bodies of shaded solids (:mod:`fastpose.data.body`) in sampled poses (:mod:`fastpose.data.poses`)
+stand before clutter, seen from the front, the back and the sides. They wear clothes, hide parts of themselves
+and of each other, and reach beyond the picture. What tells left from right is what is seen: the face, the
+hair, the feet and which limb is in front.
 """
 
 from __future__ import annotations
@@ -53,13 +53,10 @@ _APART = 10.0  # heads between people in depth, so that they never interleave
 _DISTINCT = 60.0  # least difference of shirt and trousers in some channel
 _DEPTH_SHADE = 0.08  # per head of depth
 
-SKIN = np.array(
-    [(255, 219, 190), (240, 194, 155), (222, 170, 125), (190, 132, 90), (140, 92, 62), (98, 64, 46)], float
-)
-HAIR = np.array(
-    [(40, 30, 26), (74, 48, 30), (120, 78, 44), (196, 156, 92), (150, 68, 34), (150, 150, 150)], float
-)
-EYES = np.array([(30, 24, 22), (60, 40, 26), (40, 80, 110), (50, 90, 60)], float)
+# RGB
+SKINS = np.array([(255, 219, 190), (240, 194, 155), (222, 170, 125), (190, 132, 90), (140, 92, 62), (98, 64, 46)])
+HAIRS = np.array([(40, 30, 26), (74, 48, 30), (120, 78, 44), (196, 156, 92), (150, 68, 34), (150, 150, 150)])
+EYES = np.array([(30, 24, 22), (60, 40, 26), (40, 80, 110), (50, 90, 60)])
 
 
 class Figures(Sequence[Person]):
@@ -123,14 +120,14 @@ class Figures(Sequence[Person]):
         people = _sample_people(rng, self.size, self.max_people)
         light = _sample_light(rng)
         image = paint_background(rng, self.size, light) if self.clutter else _plain_background(self.size)
-        hidden = _paint_people(rng, image, people, light)
+        hidden = paint_people(rng, image, people, light)
         if self.clutter:
             add_noise(rng, image)
         return _label(image, people[0], hidden, item)
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Figure:
     """A body in the picture: pixel of its pelvis, pixels per head, and nearness to the viewer in heads."""
 
     body: Body
@@ -144,12 +141,22 @@ class _Figure:
         return self.origin + self.unit * self.body.joints[:, :2] * _DOWN
 
     @property
+    def balls(self) -> Floats:
+        """(P, 2, 2) pixel coordinates of the centres of the balls."""
+        return self.origin + self.unit * self.body.balls[:, :, :2] * _DOWN
+
+    @property
+    def axes(self) -> Floats:
+        """(P, 2, 2, 3) projected semi-axes of the balls in pixels."""
+        return self.unit * self.body.axes[:, :, :2] * _DOWN[:, None]
+
+    @property
     def head_diagonal(self) -> float:
         """Diagonal of the head box in pixels."""
         return self.unit * float(np.hypot(*self.body.head_box))
 
 
-def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: int) -> list[_Figure]:
+def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: int) -> list[Figure]:
     """Draw the person meant, near the middle, and then bystanders at either side."""
     count = min(1 + int(rng.choice(len(PEOPLE_SHARES), p=PEOPLE_SHARES)), max_people)
     height, width = size
@@ -165,11 +172,11 @@ def _sample_people(rng: np.random.Generator, size: tuple[int, int], max_people: 
     return people
 
 
-def _place(body: Body, middle: Floats, side: float, nearness: float) -> _Figure:
+def _place(body: Body, middle: Floats, side: float, nearness: float) -> Figure:
     """Put the middle of the box around a body's joints at a pixel."""
     unit = side / (HEAD_DIAGONALS_PER_SIDE * float(np.hypot(*body.head_box)))
     joints = body.joints[:, :2] * _DOWN
-    return _Figure(body, middle - unit * (joints.min(0) + joints.max(0)) / 2, unit, nearness)
+    return Figure(body, middle - unit * (joints.min(0) + joints.max(0)) / 2, unit, nearness)
 
 
 def _sample_light(rng: np.random.Generator) -> Floats:
@@ -180,68 +187,61 @@ def _sample_light(rng: np.random.Generator) -> Floats:
 
 def _sample_clothes(rng: np.random.Generator) -> Floats:
     """Draw the RGB colours of all materials, (M, 3): skin, hair and clothes; some leave arms or legs bare."""
-    skin = SKIN[rng.integers(len(SKIN))] * rng.uniform(0.9, 1.05)
+    skin = rng.choice(SKINS) * rng.uniform(0.9, 1.05)
     shirt, trousers, shoes, trim = random_colors(rng, 4)
     if np.abs(shirt - trousers).max() < _DISTINCT:
-        trousers = 255.0 - trousers
-    bare = rng.random(4) < (0.25, 0.6, 0.2, 0.5)
+        trousers = (shirt + 127.5) % 255.0
+    bare_arms, bare_forearms, bare_shins = rng.random(3) < (0.25, 0.6, 0.5)
     colors = {
         "skin": skin,
         "nose": 0.88 * skin,
         "mouth": skin * (0.75, 0.5, 0.5),
-        "hair": HAIR[rng.integers(len(HAIR))],
+        "hair": rng.choice(HAIRS),
         "eye_white": np.full(3, 250.0),
-        "eye": EYES[rng.integers(len(EYES))],
+        "eye": rng.choice(EYES),
         "shirt": shirt,
         "stripe": trim,
         "belt": 0.5 * trim,
-        "hips": trousers,
+        "trousers": trousers,
         "shoes": shoes,
-        "arm": skin if bare[0] else shirt,
-        "forearm": skin if bare[:2].any() else shirt,
-        "thigh": skin if bare[2] else trousers,
-        "shin": skin if bare[2:].any() else trousers,
+        "arm": skin if bare_arms else shirt,
+        "forearm": skin if bare_arms or bare_forearms else shirt,
+        "shin": skin if bare_shins else trousers,
     }
     return np.array([colors[material] for material in MATERIALS])
 
 
-def _paint_people(
-    rng: np.random.Generator, image: Image, people: list[_Figure], light: Floats
-) -> NDArray[np.bool_]:
+def paint_people(rng: np.random.Generator, image: Image, people: list[Figure], light: Floats) -> NDArray[np.bool_]:
     """Paint people far to near.
 
     Returns:
         bool (16,): which joints of the first one are covered by something that is not their own flesh.
     """
-    parts = [np.flatnonzero(figure.body.present) for figure in people]
-    depth = np.concatenate([figure.body.order[own] for figure, own in zip(people, parts, strict=True)])
-    far_to_near = np.argsort(depth + np.repeat([figure.nearness for figure in people], list(map(len, parts))))
-    centers = np.concatenate(
-        [f.origin + f.unit * f.body.balls[own, :, :2] * _DOWN for f, own in zip(people, parts, strict=True)]
-    )
-    axes = np.concatenate(
-        [f.unit * f.body.axes[own, :, :2] * _DOWN[:, None] for f, own in zip(people, parts, strict=True)]
-    )
-    colors = np.concatenate([_sample_clothes(rng)[PART_MATERIAL[own]] for own in parts])
+    bodies = [figure.body for figure in people]
+    depth = np.concatenate([body.order for body in bodies])
+    far_to_near = np.argsort(np.concatenate([figure.body.order + figure.nearness for figure in people]))
+    colors = np.concatenate([_sample_clothes(rng)[PART_MATERIAL[body.parts]] for body in bodies])
     # The far side of a body is a little darker.
     colors *= 1.0 + _DEPTH_SHADE * np.clip(depth, -1.5, 1.5)[:, None]
-
+    centers = np.concatenate([figure.balls for figure in people])
+    axes = np.concatenate([figure.axes for figure in people])
     labels = np.full(image.shape[:2], -1, np.int16)
     outlines = outline_solids(centers[far_to_near], axes[far_to_near], light)
     paint_solids(image, outlines, colors[far_to_near], labels)
 
-    rank = np.empty(len(depth), int)
-    rank[far_to_near] = np.arange(len(depth))
-    nearest_flesh = np.where(FLESH[:, parts[0]], rank[: len(parts[0])], -1).max(axis=1)
+    first = bodies[0].parts
+    rank = np.argsort(far_to_near)[: len(first)]
+    nearest_flesh = np.where(FLESH[:, first], rank, -1).max(axis=1)
     pixel = np.round(people[0].joints).astype(int)
     x, y = np.clip(pixel, 0, (image.shape[1] - 1, image.shape[0] - 1)).T
     return np.greater(labels[y, x], nearest_flesh)
 
 
-def _label(image: Image, figure: _Figure, hidden: NDArray[np.bool_], index: int) -> Person:
+def _label(image: Image, figure: Figure, hidden: NDArray[np.bool_], index: int) -> Person:
     """Label a figure as MPII does: joints beyond the picture are not labelled, hidden ones are."""
     height, width = image.shape[:2]
-    inside = ((figure.joints >= -0.5) & (figure.joints < (width - 0.5, height - 0.5))).all(axis=1)
+    x, y = figure.joints.T
+    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     labelled = figure.joints[inside]
     scale = HEAD_DIAGONALS_PER_SIDE * figure.head_diagonal / 200
     center = (labelled.min(0) + labelled.max(0)) / 2 - (0, CENTER_ABOVE_MIDDLE * scale)

@@ -41,8 +41,9 @@ def outline_solids(centers: Floats, axes: Floats, light: Floats) -> NDArray[np.i
     Returns:
         (bands, P, corners, 2) corners in 1/16 pixel, as :func:`paint_solids` takes them.
     """
-    # In direction n an ellipsoid with semi-axes A is farthest at A Aᵀ n / |Aᵀ n| from its centre, and the hull
-    # of two is farthest where one of them is. Nested outlines shrink and slide to the lit side without crossing.
+    # In direction n an ellipsoid with semi-axes A is farthest at A Aᵀ n / |Aᵀ n| from its centre, and the
+    # hull of two is farthest where one of them is. Nested outlines shrink and slide to the lit side without
+    # crossing.
     shapes = axes @ axes.swapaxes(-1, -2)
     rim = _DIRECTIONS @ shapes
     reach = np.sqrt((rim * _DIRECTIONS).sum(-1, keepdims=True))
@@ -61,9 +62,7 @@ def outline_solids(centers: Floats, axes: Floats, light: Floats) -> NDArray[np.i
     return np.rint(np.where(farther, corners[:, :, 0], corners[:, :, 1])).astype(np.int32)
 
 
-def paint_solids(
-    image: Image, outlines: NDArray[np.int32], colors: Floats, labels: NDArray[np.int16]
-) -> None:
+def paint_solids(image: Image, outlines: NDArray[np.int32], colors: Floats, labels: NDArray[np.int16]) -> None:
     """Paint solids over each other, the first one farthest away.
 
     Args:
@@ -98,9 +97,7 @@ def paint_background(rng: np.random.Generator, size: tuple[int, int], light: Flo
         _paint_shape(rng, image, color)
     count = int(rng.integers(*_BACKGROUND_SOLIDS))
     if count:
-        centers = rng.uniform(0, 1, (count, 1, 2)) * (width, height) + rng.normal(
-            0, 0.12 * height, (count, 2, 2)
-        )
+        centers = rng.uniform(0, 1, (count, 1, 2)) * (width, height) + rng.normal(0, 0.12 * height, (count, 2, 2))
         radii = rng.uniform(0.01, 0.06, (count, 2, 1, 1)) * height
         paint_solids(
             image,
@@ -132,21 +129,17 @@ def random_colors(rng: np.random.Generator, count: int) -> Floats:
 def _smooth(rng: np.random.Generator, height: int, width: int) -> Image:
     """A blend of a few colours: a gradient of two rows or columns, blotches of more."""
     rows, columns = rng.integers(1, 6, 2)
-    colors = (
-        random_colors(rng, 1) + rng.normal(0, 30, (rows, columns, 1)) + rng.normal(0, 8, (rows, columns, 3))
-    )
-    return cv2.resize(
-        np.clip(colors, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
-    )
+    brightness, hue = rng.normal(0, 30, (rows, columns, 1)), rng.normal(0, 8, (rows, columns, 3))
+    colors = np.clip(random_colors(rng, 1) + brightness + hue, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.resize(colors, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def _paint_stripes(rng: np.random.Generator, image: Image) -> None:
     """Parallel lines over a rectangle, in one or two directions."""
     height, width = image.shape[:2]
     top, left = (rng.uniform(0, 0.6, 2) * (height, width)).astype(int)
-    region = image[
-        top : top + int(height * rng.uniform(0.3, 1)), left : left + int(width * rng.uniform(0.3, 1))
-    ]
+    bottom, right = (top, left) + rng.uniform(0.3, 1, 2) * (height, width)
+    region = image[top : int(bottom), left : int(right)]
     (color,) = random_colors(rng, 1).astype(np.uint8)
     period = int(rng.integers(4, max(6, height // 8)))
     thickness = max(1, int(period * rng.uniform(0.1, 0.6)))

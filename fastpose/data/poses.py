@@ -45,56 +45,52 @@ class _Stance(NamedTuple):
 
 
 GESTURES: dict[str, tuple[float, _Arm]] = {
-    "hang": (0.24, _Arm((-15, 25), (2, 18), (0, 45), (2, 40))),
-    "swing": (0.14, _Arm((-40, 50), (2, 12), (0, 30), (10, 70))),
-    "hand_on_hip": (0.09, _Arm((-25, -5), (35, 55), (55, 80), (80, 105))),
-    "spread": (0.12, _Arm((-10, 20), (40, 105), (-40, 40), (0, 45))),
-    "wave": (0.10, _Arm((-5, 20), (55, 105), (-100, -70), (50, 120))),
-    "reach_up": (0.11, _Arm((-5, 20), (130, 170), (-40, 40), (0, 60))),
-    "reach_forward": (0.08, _Arm((45, 110), (-5, 25), (0, 30), (0, 50))),
-    "hold": (0.12, _Arm((10, 50), (2, 25), (0, 60), (70, 135))),
+    "hang": (0.30, _Arm((-15, 20), (3, 16), (0, 40), (2, 30))),
+    "swing": (0.16, _Arm((-35, 40), (3, 12), (0, 25), (10, 60))),
+    "hand_on_hip": (0.10, _Arm((-20, -5), (38, 52), (58, 76), (85, 102))),
+    "spread": (0.13, _Arm((-10, 10), (45, 95), (-20, 20), (0, 30))),
+    "wave": (0.09, _Arm((-5, 10), (60, 95), (-95, -75), (60, 110))),
+    "reach_up": (0.10, _Arm((-5, 10), (135, 165), (-20, 20), (0, 35))),
+    "reach_forward": (0.05, _Arm((50, 95), (-5, 20), (0, 20), (0, 35))),
+    "hold": (0.07, _Arm((10, 35), (4, 18), (10, 50), (75, 120))),
 }
 """What an arm does: how often, and the limits of its angles."""
 
-_STRAIGHT = _Leg((-6, 10), (0, 9), (-25, 5), (0, 8))
-_OUTWARD = _Leg((-6, 10), (12, 30), (-30, 0), (0, 12))
-_SQUATTING = _Leg((55, 105), (5, 30), (-30, 0), (75, 125))
+_STRAIGHT = _Leg((-5, 8), (1, 8), (-20, 0), (0, 8))
+_OUTWARD = _Leg((-5, 8), (12, 26), (-25, 0), (0, 10))
+_SQUATTING = _Leg((60, 95), (10, 28), (-25, 0), (80, 115))
 STANCES: dict[str, tuple[float, _Stance]] = {
-    "stand": (0.32, _Stance(_STRAIGHT, _STRAIGHT, (-5, 8))),
-    "relaxed": (0.12, _Stance(_STRAIGHT, _Leg((0, 25), (5, 20), (-30, 5), (10, 40)), (-5, 8))),
-    "astride": (0.12, _Stance(_OUTWARD, _OUTWARD, (-5, 15))),
+    "stand": (0.38, _Stance(_STRAIGHT, _STRAIGHT, (-4, 6))),
+    "relaxed": (0.14, _Stance(_STRAIGHT, _Leg((0, 20), (6, 18), (-25, 0), (10, 35)), (-4, 6))),
+    "astride": (0.14, _Stance(_OUTWARD, _OUTWARD, (-4, 10))),
     "stride": (
         0.16,
-        _Stance(
-            _Leg((15, 45), (0, 6), (-15, 5), (0, 35)), _Leg((-30, -5), (0, 6), (-15, 5), (10, 60)), (0, 15)
-        ),
+        _Stance(_Leg((15, 38), (0, 6), (-12, 4), (0, 25)), _Leg((-28, -8), (0, 6), (-12, 4), (10, 45)), (0, 10)),
     ),
     "lunge": (
-        0.08,
-        _Stance(
-            _Leg((50, 90), (0, 20), (-20, 5), (55, 100)), _Leg((-30, 0), (0, 15), (-20, 5), (15, 70)), (0, 25)
-        ),
+        0.05,
+        _Stance(_Leg((50, 80), (0, 12), (-15, 0), (60, 95)), _Leg((-28, -5), (0, 10), (-15, 0), (15, 50)), (0, 15)),
     ),
-    "squat": (0.06, _Stance(_SQUATTING, _SQUATTING, (10, 40))),
-    "kick": (0.08, _Stance(_Leg((35, 95), (0, 30), (-20, 10), (0, 45)), _STRAIGHT, (-12, 8))),
-    "side_kick": (0.06, _Stance(_Leg((-5, 30), (30, 75), (-20, 10), (0, 60)), _STRAIGHT, (-8, 8))),
+    "squat": (0.04, _Stance(_SQUATTING, _SQUATTING, (10, 30))),
+    "kick": (0.05, _Stance(_Leg((40, 85), (0, 20), (-15, 5), (0, 30)), _STRAIGHT, (-10, 5))),
+    "side_kick": (0.04, _Stance(_Leg((-5, 15), (35, 65), (-15, 5), (0, 30)), _STRAIGHT, (-8, 5))),
 }
 """What the legs do: how often, and the limits of their angles."""
 
 # Limits in degrees, about x (forward), y (about the vertical) and z (sideways).
-SPINE: tuple[Range, Range, Range] = ((-6, 18), (-14, 14), (-12, 12))
-NECK: tuple[Range, Range, Range] = ((-18, 22), (-35, 35), (-12, 12))
-ANKLE: Range = (-10, 35)
+SPINE: tuple[Range, Range, Range] = ((-4, 10), (-10, 10), (-8, 8))
+NECK: tuple[Range, Range, Range] = ((-12, 16), (-28, 28), (-8, 8))
+ANKLE: Range = (-8, 25)
 
 FACING: dict[str, tuple[float, tuple[float, float]]] = {
-    "front": (0.58, (0.0, 32.0)),
-    "back": (0.20, (180.0, 28.0)),
-    "left": (0.11, (90.0, 22.0)),
-    "right": (0.11, (-90.0, 22.0)),
+    "front": (0.62, (0.0, 26.0)),
+    "back": (0.20, (180.0, 22.0)),
+    "left": (0.09, (90.0, 18.0)),
+    "right": (0.09, (-90.0, 18.0)),
 }
 """Where the body turns to: how often, and mean and standard deviation of the angle in degrees."""
-CAMERA_PITCH: Range = (-8, 18)
-CAMERA_ROLL: Range = (-10, 10)
+CAMERA_PITCH: Range = (-6, 14)
+CAMERA_ROLL: Range = (-6, 6)
 
 
 @dataclass(frozen=True)
@@ -142,6 +138,4 @@ def _choose(rng: np.random.Generator, table: Mapping[str, tuple[float, Choice]])
 
 def _uniform(rng: np.random.Generator, limits: Sequence[Range]) -> list[float]:
     """Draw one number between each pair of limits."""
-    return [
-        low + (high - low) * part for (low, high), part in zip(limits, rng.random(len(limits)), strict=True)
-    ]
+    return [low + (high - low) * part for (low, high), part in zip(limits, rng.random(len(limits)), strict=True)]

@@ -46,19 +46,13 @@ class Person:
         elif not isinstance(self.image, Path):
             raise TypeError(f"image must be a pathlib.Path or a NumPy array, got {type(self.image).__name__}")
         if self.keypoints.ndim != 2 or self.keypoints.shape[1] != 2 or self.keypoints.dtype != np.float32:
-            raise ValueError(
-                f"keypoints must be float32 (K, 2), got {self.keypoints.dtype} {self.keypoints.shape}"
-            )
+            raise ValueError(f"keypoints must be float32 (K, 2), got {self.keypoints.dtype} {self.keypoints.shape}")
         joints = len(self.keypoints)
         if self.visible.shape != (joints,) or self.visible.dtype != np.bool_:
-            raise ValueError(
-                f"visible must be bool ({joints},), got {self.visible.dtype} {self.visible.shape}"
-            )
+            raise ValueError(f"visible must be bool ({joints},), got {self.visible.dtype} {self.visible.shape}")
         if self.center.shape != (2,) or not np.isfinite(self.center).all():
             raise ValueError(f"center must be two finite coordinates, got {self.center}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
         if not (math.isnan(self.head_size) or 0 < self.head_size < math.inf):
-            raise ValueError(
-                f"head_size must be positive and finite, or NaN if unknown, got {self.head_size}"
-            )
+            raise ValueError(f"head_size must be positive and finite, or NaN if unknown, got {self.head_size}")
