@@ -82,7 +82,6 @@ def test_op(benchmark: Any, workload: Workload, batch: int, dtype: str, device: 
     seconds = interleaved(providers, device)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     fastest = min((name for name in medians if name not in ("fastpose", "copy")), key=medians.__getitem__)
-    bytes_moved = workload.passes * batch * JOINTS * SIZE * SIZE * precision.itemsize
     benchmark.group = f"{workload.name} b{batch} {dtype} {threads}t"
     benchmark.extra_info.update(
         workload=workload.name,
@@ -101,6 +100,6 @@ def test_op(benchmark: Any, workload: Workload, batch: int, dtype: str, device: 
             if name not in ("fastpose", "copy")
         },
         times_copy=statistics.median(f / c for f, c in zip(seconds["fastpose"], seconds["copy"], strict=True)),
-        gigabytes_per_second=bytes_moved / medians["fastpose"] / 1e9,
+        gigabytes_per_second=workload.bytes_moved(batch, precision) / medians["fastpose"] / 1e9,
     )
     benchmark.pedantic(providers["fastpose"], rounds=5, iterations=3)

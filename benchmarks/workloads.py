@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import baselines
 from fastpose import ops
+from fastpose.cases import CASES
 
 JOINTS, SIZE, STACKS = 16, 64, 1
 
@@ -18,17 +19,23 @@ JOINTS, SIZE, STACKS = 16, 64, 1
 class Workload:
     """One row group of the table.
 
-    ``passes`` is how often the op must at least read or write a tensor of the maps' size; ``tolerance`` how far (in the result's
-    unit) a baseline may be from the fused op before it counts as computing something else.
+    ``op`` names the case in fastpose.cases that knows the bytes to move; ``tolerance`` is how far, in the result's unit, a
+    baseline may be from the fused op before it counts as computing something else.
     """
 
     name: str
+    op: str
     make: Callable[[int, torch.dtype, str], tuple[Any, ...]]
     fused: Callable[..., Any]
     baselines: Callable[[str], baselines.Baselines]
-    passes: int
     tolerance: float
+    backward: bool = False
     crop: int = 0  # border not compared: kornia normalises the truncated mass
+
+    def bytes_moved(self, batch: int, dtype: torch.dtype) -> int:
+        case = next(case for case in CASES if case.name == self.op)
+        forward, backward = case.bytes_moved((batch, JOINTS, SIZE, SIZE), dtype)
+        return forward + backward * self.backward
 
 
 def peaks(batch: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -90,46 +97,53 @@ def _soft_argmax(heatmaps: torch.Tensor) -> torch.Tensor:
 WORKLOADS = [
     Workload(
         "render",
+        "gaussian_heatmap",
         _render_inputs,
         lambda points, size: ops.gaussian_heatmap(points, size, baselines.SIGMA),
         baselines.render_baselines,
-        passes=1,
         tolerance=1e-3,
         crop=16,
     ),
     Workload(
-        "loss forward+backward", _loss_inputs, _loss_and_gradients, baselines.loss_baselines, passes=2, tolerance=1e-6
+        "loss forward+backward",
+        "heatmap_mse_loss",
+        _loss_inputs,
+        _loss_and_gradients,
+        baselines.loss_baselines,
+        tolerance=1e-6,
+        backward=True,
     ),
     Workload(
         "soft-argmax forward",
+        "soft_argmax2d",
         _logits,
         _forward_only(_soft_argmax),
         _each(_forward_only, baselines.soft_argmax_baselines),
-        passes=1,
         tolerance=1e-2,
     ),
     Workload(
         "soft-argmax forward+backward",
+        "soft_argmax2d",
         _logits,
         _with_backward(_soft_argmax),
         _each(_with_backward, baselines.soft_argmax_baselines),
-        passes=3,
         tolerance=1e-3,
+        backward=True,
     ),
     Workload(
         "decode quarter",
+        "decode_heatmaps",
         _maps,
         lambda maps: ops.decode_heatmaps(maps, "quarter").coordinates,
         baselines.quarter_baselines,
-        passes=1,
         tolerance=1e-4,
     ),
     Workload(
         "decode DARK",
+        "decode_heatmaps",
         _maps,
         lambda maps: ops.decode_heatmaps(maps, "dark").coordinates,
         baselines.dark_baselines,
-        passes=1,
         tolerance=1e-3,
     ),
 ]

@@ -34,8 +34,9 @@ struct DecodeHeatmaps {
   double blur_sigma;
   int64_t radius;
   double temperature;
-  void *coordinates, *scores;  // (B, K, 2) and (B, K), accumulator type: written by the forward pass, their gradients in the backward
-  int64_t* cells;              // (B, K): y * W + x of the maximum, -1 where there is none
+  void* coordinates = nullptr;  // (B, K, 2), accumulator type; in the backward pass the gradient of it
+  void* scores = nullptr;       // (B, K), likewise
+  int64_t* cells = nullptr;     // (B, K): y * W + x of the maximum, -1 where there is none
 
   bool joints_inner() const { return maps.joint == 1 && maps.column != 1; }
 };
@@ -43,11 +44,12 @@ struct DecodeHeatmaps {
 // Planes begin .. end-1 of the B * K, in that order; where joints lie side by side in memory, samples begin .. end-1 of the B.
 FASTPOSE_SIMD_KERNEL(decode_heatmaps_planes, const DecodeHeatmaps&, int64_t begin, int64_t end)
 FASTPOSE_SIMD_KERNEL(decode_heatmaps_samples, const DecodeHeatmaps&, int64_t begin, int64_t end)
-// Adds to `gradient` and `flipped_gradient`, which are zero; planes as above.
+// Writes the windows into `gradient` and `flipped_gradient`, which are zero elsewhere.
 FASTPOSE_SIMD_KERNEL(decode_heatmaps_backward_planes, const DecodeHeatmaps&, const Maps& gradient, const Maps& flipped_gradient,
                      int64_t begin, int64_t end)
 
-// Where joints lie side by side, each sample is searched by this many blocks; their maxima go to values and cells, (B, parts, K).
+// On a GPU each sample whose joints lie side by side is searched in this many parts, and their maxima go to values and cells of
+// (B, parts, K); otherwise 0.
 int64_t decode_heatmaps_parts(const DecodeHeatmaps&);
 void decode_heatmaps_cuda(const DecodeHeatmaps&, float* part_values, int64_t* part_cells, void* stream);
 void decode_heatmaps_backward_cuda(const DecodeHeatmaps&, const Maps& gradient, const Maps& flipped_gradient, void* stream);
@@ -67,10 +69,11 @@ FASTPOSE_SHARED int64_t flipped_column(const DecodeHeatmaps& job, int64_t x) {
 
 // ---- refinement -----------------------------------------------------------------------------------------------------
 // A Plane reads one averaged map in the accumulator's type, NaN as -infinity:
-//   at(y, x)               a value inside the map
-//   columns(y, x, fill)    the team's values of row y from column x on, `fill` outside the map
-// A Team works on several neighbouring columns at a time, column start(), start() + step(), ...: a vector on the CPU, a warp on a GPU.
-//   Vector, load, store, exp, sum (over the team), offset() (0, 1, 2, ...: each column's distance from the first), sync, pitch(columns)
+//   at(y, x)             a value inside the map
+//   columns(y, x, fill)  the values of row y at columns x .. x + kWidth-1, `fill` outside the map
+//   store(value, p)      narrows to the element's type
+// A Team holds kWidth neighbouring columns in one Vector: a SIMD vector on the CPU, one number in each thread of a warp on a GPU.
+//   load, store, exp, sum (over the columns), offsets (0, 1, ..), sync (of the scratch memory), pitch(n): room for n columns
 
 template <typename A> struct Offset {
   A x, y;
@@ -95,7 +98,7 @@ template <typename Plane> FASTPOSE_SHARED auto quarter_offset(const DecodeHeatma
 // blur_size weights of sum 1 between four zeros on either side; the caller fills i = first, first + step, ...
 template <typename A> FASTPOSE_SHARED void fill_blur_weights(const DecodeHeatmaps& job, A* weights, int64_t first, int64_t step) {
   const int64_t half = job.blur_size / 2;
-  const A scale = A(-0.5 / (job.blur_sigma * job.blur_sigma));
+  const A sigma = A(job.blur_sigma), scale = A(-0.5) / (sigma * sigma);
   A total = 0;
   for (int64_t i = -half; i <= half; ++i) total += std::exp(scale * A(i * i));
   for (int64_t i = first; i < job.blur_size + 8; i += step) {
@@ -105,10 +108,10 @@ template <typename A> FASTPOSE_SHARED void fill_blur_weights(const DecodeHeatmap
 }
 
 // DARK: one Newton step -H^-1 g on the log of the blurred map, from its values at 13 points around the maximum. The blur is
-// separable, so 5 x (blur_size + 4) sums over columns and 5 x 5 over rows do. `scratch` holds 10 rows of pitch(blur_size + 4).
+// separable, so 5 x (blur_size + 4) sums down the columns and 5 x 5 along the rows do. `scratch` holds 10 pitch(blur_size + 4).
 template <typename Plane, typename Team>
-FASTPOSE_SHARED auto dark_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x, const typename Plane::Value* weights,
-                                 typename Plane::Value* scratch, const Team& team) {
+FASTPOSE_SHARED auto dark_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x,
+                                 const typename Plane::Value* weights, typename Plane::Value* scratch, const Team& team) {
   using A = typename Plane::Value;
   using Vector = typename Team::Vector;
   constexpr Offset<A> kNone{0, 0};
@@ -117,16 +120,16 @@ FASTPOSE_SHARED auto dark_offset(const DecodeHeatmaps& job, const Plane& h, int6
   const int64_t side = job.blur_size + 4, pitch = team.pitch(side);
   A *columns = scratch, *blurred = scratch + 5 * pitch;
   team.sync();  // the scratch of the plane before is used up
-  for (int64_t c = team.start(); c < side; c += team.step()) {
+  for (int64_t c = 0; c < side; c += Team::kWidth) {
     Vector sums[5] = {};
     for (int64_t r = 0; r < side; ++r) {
-      const Vector v = h.columns(y + r - side / 2, x + c - team.start() - side / 2, A(0));
+      const Vector v = h.columns(y + r - side / 2, x + c - side / 2, A(0));
       for (int t = 0; t < 5; ++t) sums[t] += weights[r - t + 4] * v;
     }
     for (int t = 0; t < 5; ++t) team.store(sums[t], columns + t * pitch + c);
   }
   team.sync();
-  for (int64_t c = team.start(); c < 5; c += team.step()) {
+  for (int64_t c = 0; c < 5; c += Team::kWidth) {
     Vector sums[5] = {};
     for (int64_t j = 0; j < job.blur_size; ++j)
       for (int t = 0; t < 5; ++t) sums[t] += weights[j + 4] * team.load(columns + t * pitch + c + j);
@@ -165,8 +168,8 @@ FASTPOSE_SHARED auto soft_window(const DecodeHeatmaps& job, const Plane& h, int6
   const A temperature = A(job.temperature);
   Vector total{}, sum_x{}, sum_y{};
   for (int64_t row = first_y; row <= last_y; ++row) {
-    for (int64_t c = first_x; c + team.start() <= last_x; c += team.step()) {
-      const Vector dx = team.offset() + A(c - x);
+    for (int64_t c = first_x; c <= last_x; c += Team::kWidth) {
+      const Vector dx = team.offsets() + A(c - x);
       const Vector weight = team.exp((h.columns(row, c, -A(INFINITY)) - top) / temperature);
       const Vector inside = dx <= A(last_x - x) ? weight : Vector{};
       total += inside;
@@ -211,6 +214,79 @@ template <typename A> FASTPOSE_SHARED void write(const DecodeHeatmaps& job, int6
   }
   static_cast<A*>(job.scores)[at] = d.score;
   job.cells[at] = cell;
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+// What the gradient of one plane is made of: it is zero outside of the window. The score counts at the maximum; with p the softmax
+// and g the gradient of the coordinates, a cell that lies d from the maximum gets p / temperature * g . (d - mean).
+template <typename A> struct WindowGradient {
+  int64_t y, x, first_y, last_y, first_x, last_x;
+  A top, score, gx, gy;
+  bool soft;
+  SoftWindow<A> window;
+};
+
+template <typename Plane, typename Team>
+FASTPOSE_SHARED auto window_gradient(const DecodeHeatmaps& job, const Plane& h, int64_t b, int64_t k, const Team& team) {
+  using A = typename Plane::Value;
+  const int64_t at = b * job.joints + k, cell = job.cells[at];
+  WindowGradient<A> g{};
+  g.y = cell / job.width;
+  g.x = cell % job.width;
+  g.top = h.at(g.y, g.x);
+  g.score = static_cast<const A*>(job.scores)[at];
+  if (job.method == DecodeMethod::soft_window) {
+    g.window = soft_window(job, h, g.y, g.x, g.top, team);
+    g.soft = is_finite(g.window.mean.x) && is_finite(g.window.mean.y);
+  }
+  const int64_t r = g.soft ? job.radius : 0;
+  g.first_y = g.y > r ? g.y - r : 0;
+  g.last_y = g.y + r < job.height ? g.y + r : job.height - 1;
+  g.first_x = g.x > r ? g.x - r : 0;
+  g.last_x = g.x + r < job.width ? g.x + r : job.width - 1;
+  const A* to = static_cast<const A*>(job.coordinates) + 2 * at;
+  g.gx = to[0];
+  g.gy = to[1];
+  if (job.affine) {
+    const A* m = static_cast<const A*>(job.affine) + 6 * b;
+    g.gx = m[0] * to[0] + m[3] * to[1];
+    g.gy = m[1] * to[0] + m[4] * to[1];
+  }
+  return g;
+}
+
+template <typename Plane, typename A>
+FASTPOSE_SHARED A cell_gradient(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, int64_t y, int64_t x) {
+  A value = y == g.y && x == g.x ? g.score : A(0);
+  if (g.soft) {
+    const A dx = A(x - g.x) - g.window.mean.x, dy = A(y - g.y) - g.window.mean.y, temperature = A(job.temperature);
+    value += std::exp((h.at(y, x) - g.top) / temperature) / (g.window.total * temperature) * (g.gx * dx + g.gy * dy);
+  }
+  return job.flipped.data ? A(0.5) * value : value;
+}
+
+// Writes the window of plane (b, k) into `gradient` and into the mirrored plane of `flipped_gradient`: the caller's share of the
+// cells, first, first + step, ... Every element has one writer, which sums the columns that the shift folds onto it.
+template <typename Plane, typename A>
+FASTPOSE_SHARED void write_window(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, const Maps& gradient,
+                                  const Maps& flipped_gradient, int64_t b, int64_t k, int64_t first, int64_t step) {
+  using T = typename Plane::Element;
+  const int64_t rows = g.last_y - g.first_y + 1, columns = g.last_x - g.first_x + 1;
+  T* to = gradient.plane<T>(b, k);
+  for (int64_t i = first; i < rows * columns; i += step) {
+    const int64_t y = g.first_y + i / columns, x = g.first_x + i % columns;
+    Plane::store(cell_gradient(job, h, g, y, x), to + y * gradient.row + x * gradient.column);
+  }
+  if (!job.flipped.data) return;
+  to = flipped_gradient.plane<T>(b, flipped_joint(job, k));
+  for (int64_t i = first; i < rows * columns; i += step) {
+    const int64_t y = g.first_y + i / columns, x = g.first_x + i % columns, column = flipped_column(job, x);
+    if (x > g.first_x && flipped_column(job, x - 1) == column) continue;  // the first of the folded columns writes for all
+    A sum = 0;
+    for (int64_t c = x; c <= g.last_x && flipped_column(job, c) == column; ++c) sum += cell_gradient(job, h, g, y, c);
+    Plane::store(sum, to + y * flipped_gradient.row + column * flipped_gradient.column);
+  }
 }
 
 }  // namespace fastpose

@@ -74,7 +74,7 @@ template <typename A> class GaussianRows {
       Vec<A> d = iota<A>() + (splat(A(i)) - centre), v = exp(d * d * scale);
       if (!g_.circular) v = max(d, -d) <= radius ? v : Vec<A>{};  // a square window is cut into the factors
       store(v, axis.value + i);
-      store(d, axis.distance + i);
+      store(max(min(d, splat(A(1e15))), splat(A(-1e15))), axis.distance + i);  // squared it stays finite; v is 0 there
     }
   }
 

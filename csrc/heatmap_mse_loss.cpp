@@ -5,38 +5,122 @@
 
 namespace fastpose {
 
-// What the sum of squares is multiplied with, by the papers' names: fastpose/ops/heatmap_mse_loss.py.
-static double scale_of(int64_t reduction, const Tensor& prediction) {
-  const double batch = double(std::max<int64_t>(1, prediction.size(0)));
+// What the sum of squares is multiplied by, for the reductions in the order of fastpose/ops/heatmap_mse_loss.py.
+static double scale_of(int64_t reduction, const Tensor& maps) {
+  const double batch = double(std::max<int64_t>(1, maps.size(0)));
   switch (reduction) {
-    case 0: return 1 / double(std::max<int64_t>(1, prediction.numel()));
+    case 0: return 1 / double(std::max<int64_t>(1, maps.numel()));
     case 1: return 1;
     case 2: return 1 / batch;
     case 3: return 0.5 / batch;
-    default: STD_TORCH_CHECK(false, "fastpose: reduction must be 0 to 3"); return 0;
+    default: STD_TORCH_CHECK(false, "fastpose: reduction must be 0, 1, 2 or 3"); return 0;
   }
 }
 
-// The gradient of a mean is about 1e-7 and would be lost in float16, so there the factor waits for the upstream gradient.
-static bool scaled_later(ScalarType dtype) { return dtype == ScalarType::Half; }
+// The gradient of a mean is about 1e-7, which float16 cannot hold: there it is saved without `scale`, which the backward pass
+// applies together with the upstream gradient, a loss scaler's 2^16 for one.
+static bool saved_unscaled(ScalarType dtype) { return dtype == ScalarType::Half; }
 
-static void run_cpu(const HeatmapMSELoss& all, const std::vector<size_t>& which, bool joints_innermost, std::vector<double>& losses) {
-  if (which.empty()) return;
-  std::vector<Stack> stacks;
-  for (size_t s : which) stacks.push_back(all.stacks[s]);
-  HeatmapMSELoss job = all;
-  job.stacks = stacks.data();
-  job.stack_count = int64_t(stacks.size());
+template <typename A> static void run_on_cpu(const HeatmapMSELoss& job, A* losses) {
   const Gaussians& g = job.gaussians;
-  const int64_t parts = joints_innermost ? g.batch : g.batch * g.joints;
-  const int64_t elements = g.height * g.width * (joints_innermost ? g.joints : 1);
-  std::vector<double> sums(stacks.size() * parts);
-  parallel_parts(parts, elements * job.stack_count, [&](int64_t begin, int64_t end) {
-    if (joints_innermost) FASTPOSE_SIMD_BEST(heatmap_mse_loss_samples)(job, sums.data(), begin, end);
+  const bool samples = job.joints_innermost();
+  const int64_t parts = samples ? g.batch : g.batch * g.joints;
+  std::vector<double> sums(job.stack_count * parts);
+  parallel_parts(parts, g.height * g.width * (samples ? g.joints : 1) * job.stack_count, [&](int64_t begin, int64_t end) {
+    if (samples) FASTPOSE_SIMD_BEST(heatmap_mse_loss_samples)(job, sums.data(), begin, end);
     else FASTPOSE_SIMD_BEST(heatmap_mse_loss_planes)(job, sums.data(), begin, end);
   });
-  for (size_t i = 0; i < which.size(); ++i)
-    for (int64_t part = 0; part < parts; ++part) losses[which[i]] += sums[i * parts + part];
+  for (int64_t s = 0; s < job.stack_count; ++s) {
+    double sum = 0;
+    for (int64_t i = 0; i < parts; ++i) sum += sums[s * parts + i];
+    losses[s] = A(job.scale * sum);
+  }
 }
 
-static bool joints_innermost(const Maps& m, int64_t joints) { return m.joint == 1 && m.column == joints && joints > 1; }
+std::tuple<Tensor, std::vector<Tensor>> heatmap_mse_loss(const std::vector<Tensor>& predictions, const Tensor& keypoints,
+                                                         const std::optional<Tensor>& sigmas, double sigma, int64_t rounding,
+                                                         double radius, bool circular, bool add, double amplitude, double offset,
+                                                         const std::optional<Tensor>& weights, int64_t reduction,
+                                                         bool ignore_unlabelled, bool compute_gradient) {
+  STD_TORCH_CHECK(!predictions.empty() && predictions[0].dim() == 4, "fastpose: predictions must be (B, K, H, W)");
+  const Tensor& first = predictions[0];
+  const ScalarType dtype = first.scalar_type();
+  const Gaussians g = gaussians_of(keypoints, sigmas, sigma, rounding, radius, circular, add, amplitude, offset, first.size(2),
+                                   first.size(3), dtype);
+  if (weights) check_dense(*weights, "weights", {g.batch, g.joints}, accumulator_of(dtype), keypoints);
+  std::vector<Tensor> gradients;
+  std::vector<Stack> stacks;
+  for (const Tensor& prediction : predictions) {
+    check_tensor(prediction, "a prediction", {g.batch, g.joints, g.height, g.width}, dtype, keypoints);
+    stacks.push_back({maps_of(prediction), {}});
+    if (!compute_gradient) continue;
+    gradients.push_back(torch::stable::empty_like(prediction));
+    stacks.back().gradient = maps_of(gradients.back());
+  }
+  const double scale = scale_of(reduction, first);
+  const HeatmapMSELoss job{g, dtype_of(dtype), stacks.data(), int64_t(stacks.size()), weights ? weights->data_ptr() : nullptr,
+                           ignore_unlabelled, scale, saved_unscaled(dtype) ? 2 : 2 * scale};
+  Tensor losses = new_dense(keypoints, {job.stack_count}, accumulator_of(dtype));
+  run_on(
+      keypoints,
+      [&] {
+        if (dtype == ScalarType::Double) run_on_cpu(job, static_cast<double*>(losses.data_ptr()));
+        else run_on_cpu(job, static_cast<float*>(losses.data_ptr()));
+      },
+      [&](void* stream) {});
+  return {losses, gradients};
+}
+
+// Strides that fill 0 .. numel - 1: what is done to the flat memory stays inside the tensor.
+static void check_gap_free(const Tensor& t) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  STD_TORCH_CHECK(t.numel() == 0 || last == t.numel() - 1, "fastpose: a saved gradient must be dense");
+}
+
+static void scale_gradients(const std::vector<Tensor>& saved, const std::vector<Tensor>& gradients, const Tensor& upstream,
+                            int64_t reduction) {
+  if (saved.empty()) return;
+  const ScalarType dtype = saved[0].scalar_type();
+  check_tensor(upstream, "the upstream gradient", {int64_t(saved.size())}, accumulator_of(dtype), saved[0]);
+  std::vector<HeatmapMSELossScale> jobs;
+  for (size_t s = 0; s < saved.size(); ++s) {
+    STD_TORCH_CHECK(saved[s].dim() == 4 && saved[s].scalar_type() == dtype && saved[s].device() == upstream.device(),
+                    "fastpose: the saved gradients must be (B, K, H, W), of one dtype and on one device");
+    check_gap_free(saved[s]);
+    const char* factor = static_cast<const char*>(upstream.data_ptr()) + int64_t(s) * upstream.stride(0) * upstream.element_size();
+    jobs.push_back({saved[s].data_ptr(), gradients[s].data_ptr(), saved[s].numel(), dtype_of(dtype), factor,
+                    saved_unscaled(dtype) ? scale_of(reduction, saved[s]) : 1.0});
+  }
+  run_on(
+      upstream,
+      [&] {
+        for (const HeatmapMSELossScale& job : jobs) {
+          const double factor = dtype == ScalarType::Double ? job.multiplier<double>() : job.multiplier<float>();
+          if (factor == 1 && job.saved == job.gradient) continue;
+          parallel_parts(job.elements, 1,
+                         [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(heatmap_mse_loss_scale)(job, begin, end); });
+        }
+      },
+      [&](void* stream) {});
+}
+
+// The saved buffers themselves become the gradients.
+void heatmap_mse_loss_scale_(const std::vector<Tensor>& gradients, const Tensor& upstream, int64_t reduction) {
+  scale_gradients(gradients, gradients, upstream, reduction);
+}
+
+// `losses` is not read: it ties the result to the predictions, so that differentiating it is refused rather than forgotten.
+std::vector<Tensor> heatmap_mse_loss_backward(const Tensor& losses, const std::vector<Tensor>& saved, const Tensor& upstream,
+                                              int64_t reduction) {
+  std::vector<Tensor> gradients;
+  for (const Tensor& t : saved) gradients.push_back(torch::stable::empty_like(t));
+  scale_gradients(saved, gradients, upstream, reduction);
+  return gradients;
+}
+
+FASTPOSE_REGISTER(heatmap_mse_loss, heatmap_mse_loss)
+FASTPOSE_REGISTER(heatmap_mse_loss_scale_, heatmap_mse_loss_scale_)
+FASTPOSE_REGISTER(heatmap_mse_loss_backward, heatmap_mse_loss_backward)
+
+}  // namespace fastpose

@@ -18,24 +18,38 @@ struct HeatmapMSELoss {
   DType dtype;
   const Stack* stacks;
   int64_t stack_count;
-  const void* weights;      // (B, K) in the accumulator's type, or null: 1
-  bool ignore_unlabelled;   // maps on which no person is labelled weigh 0
-  double gradient_scale;    // the gradient is gradient_scale * w * (p - t)
+  const void* weights;     // (B, K) in the accumulator's type, or null: 1
+  bool ignore_unlabelled;  // maps on which no person is labelled weigh 0
+  double scale;            // of the losses
+  double gradient_scale;   // the gradient is gradient_scale * w * (p - t)
+
+  // Whether every map is dense with the joints of a pixel side by side (channels_last).
+  bool joints_innermost() const {
+    auto innermost = [&](const Maps& m) { return !m.data || (m.joint == 1 && m.column == gaussians.joints); };
+    for (int64_t s = 0; s < stack_count; ++s)
+      if (!innermost(stacks[s].prediction) || !innermost(stacks[s].gradient)) return false;
+    return true;
+  }
 };
 
-// gradient = factor * upstream[s] * saved, of dense buffers; the two may be the same.
+// gradient = factor * upstream * saved over dense buffers, which may be one and the same.
 struct HeatmapMSELossScale {
   const void* saved;
   void* gradient;
   int64_t elements;
   DType dtype;
-  double factor;  // with the upstream gradient already in it
+  const void* upstream;  // one number of the accumulator's type
+  double factor;
+
+  // Read by the kernel: on a GPU the host never waits for `upstream`.
+  template <typename A> FASTPOSE_HOST_DEVICE A multiplier() const { return A(factor) * *static_cast<const A*>(upstream); }
 };
 
-// CPU: sums (stack_count, parts) take each part's weighted squares. A part is one of B * K planes,
+// On the CPU, `sums` (stack_count, parts) takes each part's weighted squares. A part is one of the B * K planes ...
 FASTPOSE_SIMD_KERNEL(heatmap_mse_loss_planes, const HeatmapMSELoss&, double* sums, int64_t begin, int64_t end)
-// or one of B samples whose joints lie innermost and dense in memory (channels_last).
+// ... or, where the joints lie innermost, one of the B samples.
 FASTPOSE_SIMD_KERNEL(heatmap_mse_loss_samples, const HeatmapMSELoss&, double* sums, int64_t begin, int64_t end)
+// Elements begin .. end-1.
 FASTPOSE_SIMD_KERNEL(heatmap_mse_loss_scale, const HeatmapMSELossScale&, int64_t begin, int64_t end)
 
 }  // namespace fastpose

@@ -9,99 +9,165 @@ template <typename A> static A weight_of(const HeatmapMSELoss& job, int64_t b, i
   return job.weights ? static_cast<const A*>(job.weights)[b * job.gaussians.joints + k] : A(1);
 }
 
-// A row of n elements of one stack: writes its gradient, returns its weighted squares. Target and weight are padded to whole
-// vectors; there the weight is 0.
-template <typename T>
-static Vec<double> row_loss(const T* prediction, int64_t stride, T* gradient, int64_t gradient_stride, int64_t n,
-                            const Accumulator<T>* target, const Accumulator<T>* weight, Accumulator<T> gradient_scale) {
-  using A = Accumulator<T>;
-  Vec<A> sum{};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec<A> w = load(weight + i);
-    Vec<A> d = load_columns(prediction, i, n, stride, A(0)) - load(target + i);
+// ---- targets: at(y, x) is columns x .. x+kLanes-1 of row y -----------------------------------------------------------
+
+template <typename A> struct DrawnTarget {
+  const A* rows;
+  int64_t length;
+  Vec<A> at(int64_t y, int64_t x) const { return load(rows + y * length + x); }
+};
+
+// One person in a square window, the rule in training: the target is a product, cheaper to form than to store and load.
+template <typename A> struct SeparableTarget {
+  const A *x_factor, *y_factor;
+  A amplitude, offset;
+  Vec<A> at(int64_t y, int64_t x) const { return load(x_factor + x) * (y_factor[y] * amplitude) + offset; }
+};
+
+// The same with the joints innermost; see GaussianPixels.
+template <typename A> struct SeparableTiles {
+  const A *x_factor, *y_factor;
+  int64_t length;
+  A offset;
+  Vec<A> at(int64_t tile, int64_t i) const { return load(x_factor + tile * length + i) * load(y_factor + i) + offset; }
+};
+
+// ---- one strip -------------------------------------------------------------------------------------------------------
+
+// Some rows of one stack, `elements` in rows of `width` or, the last one, fewer.
+template <typename T> struct Strip {
+  const T* prediction;
+  int64_t row, column;  // strides
+  T* gradient;          // null: none is wanted
+  int64_t gradient_row, gradient_column;
+  int64_t elements, width;
+};
+
+// Writes the strip's gradient and returns its weighted squares. `weight` has one number for each column, or (null) all are 1.
+template <typename T, typename Target, typename A = Accumulator<T>>
+__attribute__((noinline)) static A strip_loss(Strip<T> strip, Target target, const A* weight, A gradient_scale) {
+  Vec<A> total{};
+  auto gradient_of = [&](Vec<A> d, int64_t x, Vec<A>& sum) {
+    if (!weight) {
+      sum += d * d;
+      return d * gradient_scale;
+    }
+    const Vec<A> w = load(weight + x);
     d = w == A(0) ? Vec<A>{} : d;  // 0 times NaN would be NaN
     sum += w * d * d;
-    if (gradient) store_columns(w * d * gradient_scale, gradient, i, n, gradient_stride);
+    return w * d * gradient_scale;
+  };
+  for (int64_t y = 0; y * strip.width < strip.elements; ++y) {
+    const int64_t left = strip.elements - y * strip.width, width = left < strip.width ? left : strip.width;
+    const T* prediction = strip.prediction + y * strip.row;
+    T* gradient = strip.gradient ? strip.gradient + y * strip.gradient_row : nullptr;
+    int64_t x = 0;
+    Vec<A> even{}, odd{};  // two sums, each of which waits for itself only
+    const bool dense = strip.column == 1 && (!gradient || strip.gradient_column == 1);
+    for (; dense && x + 2 * kLanes <= width; x += 2 * kLanes) {
+      const Vec<A> first = gradient_of(load(prediction + x) - target.at(y, x), x, even);
+      const Vec<A> second = gradient_of(load(prediction + x + kLanes) - target.at(y, x + kLanes), x + kLanes, odd);
+      if (!gradient) continue;
+      store(first, gradient + x);
+      store(second, gradient + x + kLanes);
+    }
+    Vec<A> sum = even + odd;
+    for (; x < width; x += kLanes) {
+      const Vec<A> t = iota<A>() + A(x) < A(width) ? target.at(y, x) : Vec<A>{};
+      const Vec<A> v = gradient_of(load_columns(prediction, x, width, strip.column, A(0)) - t, x, sum);
+      if (gradient) store_columns(v, gradient, x, width, strip.gradient_column);
+    }
+    total += sum;
   }
-  return __builtin_convertvector(sum, Vec<double>);
+  return horizontal_sum<A>(total);
 }
 
-// The sums over one part, for all stacks.
-class StackSums {
- public:
-  explicit StackSums(int64_t stacks) : stacks_(stacks), sums_(stacks) {}
-  void clear() {
-    for (int64_t s = 0; s < stacks_; ++s) sums_.data[s] = Vec<double>{};
-  }
-  void add(int64_t s, Vec<double> v) { sums_.data[s] += v; }
-  void store(double* out, int64_t part, int64_t parts) const {
-    for (int64_t s = 0; s < stacks_; ++s) out[s * parts + part] = horizontal_sum<double>(sums_.data[s]);
-  }
-
- private:
-  int64_t stacks_;
-  Scratch<Vec<double>> sums_;
-};
+// So many elements are drawn at a time, to serve all stacks from the cache, and summed before the sum is widened to double.
+constexpr int64_t kBand = 512;
 
 template <typename T> static void planes(const HeatmapMSELoss& job, double* out, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const Gaussians& g = job.gaussians;
+  const int64_t length = padded(g.width), band = length < kBand ? kBand / length : 1, parts = g.batch * g.joints;
   GaussianRows<A> rows(g);
-  Scratch<A> target(padded(g.width)), weight(padded(g.width));
-  StackSums sums(job.stack_count);
+  Scratch<A> drawn(length * band), nothing(length);
+  for (int64_t x = 0; x < length; ++x) nothing.data[x] = A(0);
   for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t b = plane / g.joints, k = plane % g.joints;
-    const A w = weight_of<A>(job, b, k, rows.start(b, k) > 0);
-    for (int64_t x = 0; x < padded(g.width); ++x) weight.data[x] = x < g.width ? w : A(0);
-    sums.clear();
-    for (int64_t y = 0; y < g.height; ++y) {
-      rows.row(y, target.data);
+    const int64_t b = plane / g.joints, k = plane % g.joints, labelled = rows.start(b, k);
+    const A w = weight_of<A>(job, b, k, labelled > 0), gradient_scale = A(job.gradient_scale) * w;
+    const A* weight = w == A(0) ? nothing.data : nullptr;
+    const bool separable = labelled == 1 && !g.circular;
+    for (int64_t s = 0; s < job.stack_count; ++s) out[s * parts + plane] = 0;
+    for (int64_t y = 0; y < g.height; y += band) {
+      const int64_t count = y + band < g.height ? band : g.height - y;
+      for (int64_t i = 0; i < count && !separable; ++i) rows.row(y + i, drawn.data + i * length);
       for (int64_t s = 0; s < job.stack_count; ++s) {
         const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
-        T* gradient = q.data ? q.plane<T>(b, k) + y * q.row : nullptr;
-        sums.add(s, row_loss<T>(p.plane<T>(b, k) + y * p.row, p.column, gradient, q.column, g.width, target.data, weight.data,
-                                A(job.gradient_scale)));
+        const Strip<T> strip{p.plane<T>(b, k) + y * p.row, p.row, p.column,
+                             q.data ? q.plane<T>(b, k) + y * q.row : nullptr, q.row, q.column, count * g.width, g.width};
+        double sum;
+        if (separable) {
+          const Person<A>& person = rows.person(0);
+          const SeparableTarget<A> target{person.x.value, person.y.value + y, A(g.amplitude), A(g.offset)};
+          sum = strip_loss(strip, target, weight, gradient_scale);
+        } else {
+          sum = strip_loss(strip, DrawnTarget<A>{drawn.data, length}, weight, gradient_scale);
+        }
+        out[s * parts + plane] += w * sum;
       }
     }
-    sums.store(out, plane, g.batch * g.joints);
   }
 }
 
-// Rows of a sample's target with the joints innermost: element x * K + k. A pixel's joints are written kLanes at a time, past its
-// end if K is no multiple of kLanes; the next pixel overwrites that.
+// ---- joints innermost ------------------------------------------------------------------------------------------------
+
+// The target of a sample whose joints lie innermost: element x * K + k of row y. Tiles of kLanes pixels are whole vectors whatever
+// K is. A pixel's joints are written kLanes at a time, and what that writes past the pixel is overwritten by the next one.
 template <typename A> class GaussianPixels {
  public:
   explicit GaussianPixels(const Gaussians& g)
-      : g_(g), joints_(padded(g.joints)), x_(g.people * length(g.width)), y_(g.people * length(g.height)),
+      : tile(g.joints * kLanes), x_length(g.width * g.joints + kLanes), y_length(g.height * g.joints + kLanes), g_(g),
+        joints_(padded(g.joints)), x_(g.people * x_length), y_(g.people * y_length), tile_(tile + kLanes),
         centre_x_(g.people * joints_), centre_y_(g.people * joints_), scale_(joints_), peak_(joints_) {}
+
+  const int64_t tile, x_length, y_length;  // elements of a tile, of a row, of a column, the last two with room to write past
 
   // Prepares sample b; labelled[k] is how many people are labelled for joint k.
   void start(int64_t b, int64_t* labelled) {
-    for (int64_t k = 0; k < joints_; ++k) labelled[k] = 0;
+    for (int64_t k = 0; k < g_.joints; ++k) labelled[k] = 0;
     for (int64_t p = 0; p < g_.people; ++p) {
-      A *cx = centre_x_.data + p * joints_, *cy = centre_y_.data + p * joints_;
+      A *centre_x = centre_x_.data + p * joints_, *centre_y = centre_y_.data + p * joints_;
       for (int64_t k = 0; k < joints_; ++k) {
         Centre<A> c{0, 0, 1, false};
         if (k < g_.joints) c = centre_of<A>(g_, b, p, k);
-        cx[k] = c.labelled ? c.x : A(0);
-        cy[k] = c.labelled ? c.y : A(0);
+        centre_x[k] = c.labelled ? c.x : A(0);
+        centre_y[k] = c.labelled ? c.y : A(0);
         scale_.data[k] = c.labelled ? A(-0.5) / (c.sigma * c.sigma) : A(0);
         peak_.data[k] = c.labelled ? A(1) : A(0);
-        labelled[k] += c.labelled;
+        if (c.labelled) ++labelled[k];
       }
-      fill(x_.data + p * length(g_.width), cx, g_.width);
-      fill(y_.data + p * length(g_.height), cy, g_.height);
+      fill(x_.data + p * x_length, centre_x, g_.width);
+      fill(y_.data + p * y_length, centre_y, g_.height);
     }
   }
 
-  void row(int64_t y, A* out) const {
+  // Row y of a single person in a square window.
+  SeparableTiles<A> tiles(int64_t y) {
+    for (int64_t i = 0; i < kLanes; ++i)
+      for (int64_t k = 0; k < g_.joints; k += kLanes)
+        store(load(y_.data + y * g_.joints + k) * A(g_.amplitude), tile_.data + i * g_.joints + k);
+    return {x_.data, tile_.data, tile, A(g_.offset)};
+  }
+
+  // Row y in general, into out[0 .. x_length).
+  DrawnTarget<A> draw(int64_t y, A* out) const {
     const A radius = A(g_.radius);
     for (int64_t x = 0; x < g_.width; ++x) {
       for (int64_t k = 0; k < g_.joints; k += kLanes) {
         Vec<A> v{};
         for (int64_t p = 0; p < g_.people; ++p) {
-          Vec<A> one = load(x_.data + p * length(g_.width) + x * g_.joints + k) *
-                       load(y_.data + p * length(g_.height) + y * g_.joints + k);
+          const Vec<A> gx = load(x_.data + p * x_length + x * g_.joints + k), gy = load(y_.data + p * y_length + y * g_.joints + k);
+          Vec<A> one = gx * gy;
           if (g_.circular) {
             const Vec<A> dx = splat(A(x)) - load(centre_x_.data + p * joints_ + k);
             const Vec<A> dy = splat(A(y)) - load(centre_y_.data + p * joints_ + k);
@@ -112,9 +178,8 @@ template <typename A> class GaussianPixels {
         store(min(v, splat(A(1))) * A(g_.amplitude) + A(g_.offset), out + x * g_.joints + k);
       }
     }
+    return {out, tile};
   }
-
-  int64_t length(int64_t positions) const { return positions * g_.joints + kLanes; }
 
  private:
   void fill(A* value, const A* centre, int64_t positions) {
@@ -130,34 +195,33 @@ template <typename A> class GaussianPixels {
 
   const Gaussians& g_;
   int64_t joints_;
-  Scratch<A> x_, y_, centre_x_, centre_y_, scale_, peak_;
+  Scratch<A> x_, y_, tile_, centre_x_, centre_y_, scale_, peak_;
 };
 
 template <typename T> static void samples(const HeatmapMSELoss& job, double* out, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const Gaussians& g = job.gaussians;
-  const int64_t n = g.width * g.joints;
   GaussianPixels<A> pixels(g);
-  Scratch<A> target(pixels.length(g.width)), weight(padded(n));
-  Scratch<int64_t> labelled(padded(g.joints));
-  StackSums sums(job.stack_count);
+  Scratch<A> drawn(pixels.x_length), weight(pixels.tile);
+  Scratch<int64_t> labelled(g.joints);
   for (int64_t b = begin; b < end; ++b) {
     pixels.start(b, labelled.data);
-    for (int64_t k = 0; k < g.joints; ++k) {
-      const A w = weight_of<A>(job, b, k, labelled.data[k] > 0);
-      for (int64_t x = 0; x < g.width; ++x) weight.data[x * g.joints + k] = w;
-    }
-    for (int64_t i = n; i < padded(n); ++i) weight.data[i] = A(0);
-    sums.clear();
+    for (int64_t i = 0; i < pixels.tile; ++i)
+      weight.data[i] = weight_of<A>(job, b, i % g.joints, labelled.data[i % g.joints] > 0);
+    for (int64_t s = 0; s < job.stack_count; ++s) out[s * g.batch + b] = 0;
     for (int64_t y = 0; y < g.height; ++y) {
-      pixels.row(y, target.data);
-      for (int64_t s = 0; s < job.stack_count; ++s) {
-        const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
-        T* gradient = q.data ? q.plane<T>(b, 0) + y * q.row : nullptr;
-        sums.add(s, row_loss<T>(p.plane<T>(b, 0) + y * p.row, 1, gradient, 1, n, target.data, weight.data, A(job.gradient_scale)));
-      }
+      auto all_stacks = [&](auto target) {
+        for (int64_t s = 0; s < job.stack_count; ++s) {
+          const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
+          const Strip<T> strip{p.plane<T>(b, 0) + y * p.row, pixels.tile, 1,
+                               q.data ? q.plane<T>(b, 0) + y * q.row : nullptr, pixels.tile, 1,
+                               g.width * g.joints, pixels.tile};
+          out[s * g.batch + b] += strip_loss(strip, target, weight.data, A(job.gradient_scale));
+        }
+      };
+      if (g.people == 1 && !g.circular) all_stacks(pixels.tiles(y));
+      else all_stacks(pixels.draw(y, drawn.data));
     }
-    sums.store(out, b, g.batch);
   }
 }
 
@@ -165,8 +229,9 @@ template <typename T> static void scale(const HeatmapMSELossScale& job, int64_t 
   using A = Accumulator<T>;
   const T* saved = static_cast<const T*>(job.saved);
   T* gradient = static_cast<T*>(job.gradient);
+  const A factor = job.multiplier<A>();
   for (int64_t i = begin; i < end; i += kLanes)
-    store_columns(load_columns(saved, i, end, 1, A(0)) * A(job.factor), gradient, i, end, 1);
+    store_columns(load_columns(saved, i, end, 1, A(0)) * factor, gradient, i, end, 1);
 }
 
 void heatmap_mse_loss_planes(const HeatmapMSELoss& job, double* sums, int64_t begin, int64_t end) {

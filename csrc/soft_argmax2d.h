@@ -56,68 +56,69 @@ static FASTPOSE_HOST_DEVICE float power_of_2(float a) { return exp2f(a); }
 static FASTPOSE_HOST_DEVICE double power_of_2(double a) { return exp2(a); }
 
 // Weights are powers of two: exp(v / T) = 2^(sharpness v).
-template <typename A> static FASTPOSE_HOST_DEVICE A sharpness(const SoftArgmax2d& job) {
+template <typename A> static FASTPOSE_HOST_DEVICE A sharpness_of(const SoftArgmax2d& job) {
   return A(1.4426950408889634 / job.temperature);
 }
 
-// Sums over some pixels of a plane, with weights w = 2^(sharpness (value - max)) and offsets d from (x, y), where the largest value
-// lies. There is the mass, so that second moments do not cancel.
+// Some pixels of a plane: the largest value and its place, and with weights w = 2^(sharpness (value - max)) their sum, mean and sums
+// of squares about the mean. Central from the start, so that variances of a few pixels do not drown in squares of coordinates.
 template <typename A> struct SoftmaxState {
   A max;
-  int32_t x, y;
-  A w, wx, wy, wxx, wyy, wxy;
+  int32_t x, y;  // of the first maximum in row-major order
+  A weight, mean_x, mean_y;
+  A xx, yy, xy;  // sum of w dx^2, w dy^2, w dx dy
 };
 
-// The same sums relative to another maximum in another place.
-template <typename A>
-static FASTPOSE_HOST_DEVICE SoftmaxState<A> rebased(const SoftmaxState<A>& s, A max, int32_t x, int32_t y, A sharpness) {
-  const A scale = s.max == max ? A(1) : power_of_2(sharpness * (s.max - max));  // two infinities are equal, their difference is NaN
-  const A dx = A(s.x - x), dy = A(s.y - y);
-  const A wx = s.wx + dx * s.w, wy = s.wy + dy * s.w;
-  return {max,
-          x,
-          y,
-          scale * s.w,
-          scale * wx,
-          scale * wy,
-          scale * (s.wxx + dx * (s.wx + wx)),
-          scale * (s.wyy + dy * (s.wy + wy)),
-          scale * (s.wxy + dx * s.wy + dy * wx)};
-}
-
-// The state of the pixels of both. Of equal maxima the first in row-major order counts.
+// The state of both sets of pixels together (Chan, Golub, LeVeque 1979).
 template <typename A>
 static FASTPOSE_HOST_DEVICE SoftmaxState<A> merged(const SoftmaxState<A>& a, const SoftmaxState<A>& b, A sharpness) {
-  const bool earlier = b.y < a.y || (b.y == a.y && b.x < a.x);
-  const SoftmaxState<A>& top = b.max > a.max || (b.max == a.max && earlier) ? b : a;
-  const SoftmaxState<A> p = rebased(a, top.max, top.x, top.y, sharpness), q = rebased(b, top.max, top.x, top.y, sharpness);
-  return {p.max, p.x, p.y, p.w + q.w, p.wx + q.wx, p.wy + q.wy, p.wxx + q.wxx, p.wyy + q.wyy, p.wxy + q.wxy};
+  const bool b_first = b.max > a.max || (b.max == a.max && (b.y < a.y || (b.y == a.y && b.x < a.x)));
+  const A max = b_first ? b.max : a.max;
+  // Two infinities are equal, their difference is NaN.
+  const A in_a = a.max == max ? A(1) : power_of_2(sharpness * (a.max - max));
+  const A in_b = b.max == max ? A(1) : power_of_2(sharpness * (b.max - max));
+  const A weight = in_a * a.weight + in_b * b.weight;
+  const A share = weight == 0 ? A(0) : in_b * b.weight / weight, apart = share * in_a * a.weight;
+  const A dx = b.mean_x - a.mean_x, dy = b.mean_y - a.mean_y;
+  return {max,
+          b_first ? b.x : a.x,
+          b_first ? b.y : a.y,
+          weight,
+          a.mean_x + share * dx,
+          a.mean_y + share * dy,
+          in_a * a.xx + in_b * b.xx + apart * dx * dx,
+          in_a * a.yy + in_b * b.yy + apart * dy * dy,
+          in_a * a.xy + in_b * b.xy + apart * dx * dy};
 }
 
 // What the op returns for plane number `plane`. No weight at all (every value -infinity) gives NaN, as softmax does.
 template <typename A> static FASTPOSE_HOST_DEVICE void finish(const SoftArgmax2d& job, int64_t plane, const SoftmaxState<A>& s) {
-  const A p = s.w > 0 ? 1 / s.w : A(NAN), x = p * s.wx, y = p * s.wy;
+  const bool none = s.weight == 0;
+  const A p = none ? A(NAN) : 1 / s.weight;
   A* coordinates = static_cast<A*>(job.coordinates) + 2 * plane;
-  coordinates[0] = A(s.x) + x;
-  coordinates[1] = A(s.y) + y;
+  coordinates[0] = none ? p : s.mean_x;
+  coordinates[1] = none ? p : s.mean_y;
   static_cast<A*>(job.confidence)[plane] = p;
   job.argmax[plane] = s.y * job.width + s.x;
   if (!job.covariance) return;
   A* covariance = static_cast<A*>(job.covariance) + 4 * plane;
-  const A xx = p * s.wxx - x * x, yy = p * s.wyy - y * y;
-  covariance[0] = xx < 0 ? A(0) : xx;  // rounding; NaN stays
-  covariance[1] = covariance[2] = p * s.wxy - x * y;
-  covariance[3] = yy < 0 ? A(0) : yy;
+  covariance[0] = p * s.xx;
+  covariance[1] = covariance[2] = p * s.xy;
+  covariance[3] = p * s.yy;
 }
 
-// The gradient with respect to a heatmap: at offset d from the mean, where the weight is w,
+// The gradient with respect to a plane: with offset d from the mean and weight w = 2^(sharpness (value - max)),
 //   w (constant + x dx + y dy + xx dx^2 + yy dy^2 + xy dx dy)   and `peak` more at the maximum.
 template <typename A> struct Slope {
-  int64_t argmax;
+  int64_t peak_x, peak_y;
+  A max;  // the value there; for the caller to read
   A mean_x, mean_y, constant, x, y, xx, yy, xy, peak;
 
-  FASTPOSE_HOST_DEVICE A at_peak(int64_t width) const {
-    const A dx = A(argmax % width) - mean_x, dy = A(argmax / width) - mean_y;
+  template <typename T> FASTPOSE_HOST_DEVICE T& at_peak(T* plane, const Maps& maps) const {
+    return plane[peak_y * maps.row + peak_x * maps.column];
+  }
+  FASTPOSE_HOST_DEVICE A peak_gradient() const {
+    const A dx = A(peak_x) - mean_x, dy = A(peak_y) - mean_y;
     return constant + dx * (x + xx * dx + xy * dy) + dy * (y + yy * dy) + peak;
   }
 };
@@ -126,9 +127,9 @@ template <typename A> static FASTPOSE_HOST_DEVICE Slope<A> slope_of(const SoftAr
   const SoftArgmax2d& f = job.forward;
   const A* mean = static_cast<const A*>(f.coordinates) + 2 * plane;
   const A p = static_cast<const A*>(f.confidence)[plane];
-  Slope<A> s{f.argmax[plane], mean[0], mean[1], 0, 0, 0, 0, 0, 0, 0};
-  const int64_t last = f.height * f.width - 1;  // guards the memory against a wrong argmax
-  s.argmax = s.argmax < 0 ? 0 : s.argmax > last ? last : s.argmax;
+  int64_t peak = f.argmax[plane];
+  if (peak < 0 || peak >= f.height * f.width) peak = 0;  // guards the memory; forward writes none such
+  Slope<A> s{peak % f.width, peak / f.width, 0, mean[0], mean[1], 0, 0, 0, 0, 0, 0, 0};
   const A scale = p / A(f.temperature);
   if (job.to_coordinates) {
     const A* g = static_cast<const A*>(job.to_coordinates) + 2 * plane;

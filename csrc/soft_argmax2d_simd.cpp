@@ -4,12 +4,12 @@
 
 namespace fastpose::FASTPOSE_SIMD {
 
-// 2^a for a <= 0, to 1 ulp: 2^0 is exactly 1, below 2^-126.5 comes 0, NaN stays. For weights relative to a maximum: the rounding of
-// a itself, growing with |a|, is no worse than that of the difference it was made from.
-static inline Vec<float> exp2(Vec<float> a) {
-  a = a < -127.0f ? splat(-127.0f) : a;
-  const Vec<float> shifted = a + 12582912.0f;  // 1.5 * 2^23: the lowest bits now hold the nearest integer
-  const Vec<float> r = a - (shifted - 12582912.0f);
+// 2^(a scale) for a <= 0, scale > 0, within 1 ulp or so: exactly 1 at 0, nothing below 2^-126.5, NaN for NaN. The product is not
+// rounded where there is a fused multiply-add.
+static inline Vec<float> exp2(Vec<float> a, float scale) {
+  a = a < -127.0f / scale ? splat(-127.0f / scale) : a;
+  const Vec<float> shifted = a * scale + 12582912.0f;  // 1.5 * 2^23: the lowest bits now hold the nearest integer
+  const Vec<float> r = a * scale - (shifted - 12582912.0f);
   Vec<float> p = splat(1.326465281e-3f);  // least relative error on [-0.5, 0.5]
   p = p * r + 9.671511129e-3f;
   p = p * r + 5.550733954e-2f;
@@ -19,16 +19,9 @@ static inline Vec<float> exp2(Vec<float> a) {
   return p * bit_cast<Vec<float>>((bit_cast<Vec<int32_t>>(shifted) << 23) + (127 << 23));
 }
 
-static inline Vec<double> exp2(Vec<double> a) {
-  for (int i = 0; i < kLanes; ++i) a[i] = std::exp2(double(a[i]));
+static inline Vec<double> exp2(Vec<double> a, double scale) {
+  for (int i = 0; i < kLanes; ++i) a[i] = std::exp2(double(a[i] * scale));
   return a;
-}
-
-// The first column where a row holds `value`; 0 if none does.
-template <typename T, typename A> static int64_t find(const T* row, int64_t width, int64_t stride, A value) {
-  for (int64_t x = 0; x < width; ++x)
-    if (widen(row[x * stride]) == value) return x;
-  return 0;
 }
 
 // ---- what the lanes of a vector are -------------------------------------------------------------------------------------
@@ -55,15 +48,17 @@ template <typename T> struct ColumnLanes {
       f(load_columns(row, x, width, stride, -A(INFINITY)), column, x, 0);
   }
 
-  void store(Vec<A> v, T* row, int64_t x, int64_t column_stride) const { store_columns(v, row, x, width, column_stride); }
+  void store(Vec<A> v, T* row, int64_t x, const Maps& maps) const { store_columns(v, row, x, width, maps.column); }
 
   // From each lane's largest value and the first row that holds it.
-  void locate(const T* rows, int64_t row_stride, Vec<A> largest, Mask<A> row, SoftmaxState<A>* s) const {
+  void locate(const T* data, int64_t row_stride, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
+    const Vec<A> nowhere = splat(-A(INFINITY));
     s->max = horizontal_max<A>(largest);
-    s->y = INT32_MAX;
-    for (int i = 0; i < kLanes; ++i)
-      if (largest[i] == s->max && row[i] < s->y) s->y = int32_t(row[i]);
-    s->x = int32_t(find(rows + s->y * row_stride, width, stride, s->max));
+    s->y = int32_t(-horizontal_max<A>(largest == s->max ? -row : nowhere));
+    Vec<A> first = nowhere;
+    for_vectors(data + s->y * row_stride, [&](Vec<A> v, Vec<A> column, int64_t, int) { first = max(v == s->max ? -column : nowhere, first); });
+    const A x = -horizontal_max<A>(first);
+    s->x = x < A(width) ? int32_t(x) : 0;  // nothing but NaN
   }
 
   template <typename S, typename N> static Vec<A> spread(const S* s, N S::*number) { return splat(A(s->*number)); }
@@ -90,15 +85,17 @@ template <typename T> struct JointLanes {
       f(x < readable ? load(row) : load_columns(row, 0, count, 1, -A(INFINITY)), column, x, 0);
   }
 
-  void store(Vec<A> v, T* row, int64_t x, int64_t column_stride) const {
-    store_columns(v, row + x * column_stride, 0, count, 1);
+  void store(Vec<A> v, T* row, int64_t x, const Maps& maps) const {
+    store_columns(v, row + x * maps.column, 0, count, maps.joint);
   }
 
-  void locate(const T* rows, int64_t row_stride, Vec<A> largest, Mask<A> row, SoftmaxState<A>* s) const {
+  void locate(const T* data, int64_t row_stride, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
     for (int i = 0; i < count; ++i) {
       s[i].max = largest[i];
       s[i].y = int32_t(row[i]);
-      s[i].x = int32_t(find(rows + s[i].y * row_stride + i, width, stride, s[i].max));
+      const T* p = data + s[i].y * row_stride + i;
+      s[i].x = 0;
+      while (s[i].x < width - 1 && widen(p[s[i].x * stride]) != s[i].max) ++s[i].x;
     }
   }
 
@@ -112,67 +109,107 @@ template <typename T> struct JointLanes {
   }
 };
 
-// Calls f(lanes, first joint) for the lanes that cover every plane of unit number `unit`.
-template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job, int64_t b, int64_t unit, F&& f) {
+// Calls f(lanes, image, first joint) until every plane of the units begin .. end-1 has been in a lane.
+template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job, int64_t begin, int64_t end, F&& f) {
   const ColumnLanes<T> columns{job.width, job.heatmaps.column};
-  if (!joints_innermost(job)) return f(columns, unit);
-  int64_t k = unit * kJointsPerUnit;
-  const int64_t end = k + kJointsPerUnit < job.joints ? k + kJointsPerUnit : job.joints;
-  while (k < end) {
-    if (4 * (end - k) >= kLanes) {
-      const JointLanes<T> joints(job.width, job.heatmaps.column, job.joints - k);
-      f(joints, k);
-      k += joints.planes();
-    } else {
-      f(columns, k++);  // a mostly empty vector of joints would cost more than collecting columns one by one
+  const int64_t units = units_per_image(job);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t b = unit / units;
+    if (!joints_innermost(job)) {
+      f(columns, b, unit % units);
+      continue;
+    }
+    int64_t k = unit % units * kJointsPerUnit;
+    const int64_t stop = k + kJointsPerUnit < job.joints ? k + kJointsPerUnit : job.joints;
+    while (k < stop) {
+      if (4 * (stop - k) >= kLanes) {
+        const JointLanes<T> joints(job.width, job.heatmaps.column, job.joints - k);
+        f(joints, b, k);
+        k += joints.planes();
+      } else {
+        f(columns, b, k++);  // a mostly empty vector of joints would cost more than collecting columns one by one
+      }
     }
   }
 }
 
 // ---- forward ------------------------------------------------------------------------------------------------------------
 
-// The states of rows y .. end-1: once for the maximum, once for the sums, from cache.
+// Working memory of a block of rows: weights summed along the columns, and along the rows (also times the column's offset).
+template <typename A> struct Marginals {
+  Vec<A> *columns, *rows, *row_offsets;
+};
+
+// The states of rows y .. end-1, which stay in cache between two looks: for the maxima, then for the weights. Means and second moments
+// come from the marginals.
 template <bool kSecond, typename T, typename Lanes, typename A = Accumulator<T>>
-static void sum_rows(const Lanes& lanes, const T* rows, int64_t row_stride, int64_t y, int64_t end, A sharp, SoftmaxState<A>* states) {
+static void sum_rows(const Lanes& lanes, const T* data, int64_t row_stride, int64_t y, int64_t end, A sharpness,
+                     const Marginals<A>& marginals, SoftmaxState<A>* states) {
+  using S = SoftmaxState<A>;
   Vec<A> largest = splat(-A(INFINITY));
-  Mask<A> largest_row = Mask<A>{} + y;
+  Vec<A> largest_row = splat(A(y));
   for (int64_t i = y; i < end; ++i) {
     Vec<A> top = largest;
-    lanes.for_vectors(rows + i * row_stride, [&](Vec<A> v, Vec<A>, int64_t, int) { top = max(v, top); });  // NaN is passed over
-    largest_row = top > largest ? Mask<A>{} + i : largest_row;
+    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A>, int64_t, int) { top = max(v, top); });  // passes NaN over
+    largest_row = top > largest ? splat(A(i)) : largest_row;
     largest = top;
   }
-  lanes.locate(rows, row_stride, largest, largest_row, states);
+  lanes.locate(data, row_stride, largest, largest_row, states);
 
-  using S = SoftmaxState<A>;
   Vec<A> top = lanes.spread(states, &S::max);
-  top = top == -A(INFINITY) ? Vec<A>{} : top;  // -infinity weighs 0 then too; NaN and +infinity make every sum NaN
-  const Vec<A> x0 = lanes.spread(states, &S::x), y0 = lanes.spread(states, &S::y);
-  Vec<A> w{}, wx{}, wy{}, wxx{}, wyy{}, wxy{};
+  top = top == -A(INFINITY) ? Vec<A>{} : top;  // then -infinity weighs 0, too; NaN and +infinity make the sums NaN
+  // Offsets are from the maximum, where the mass is. Until the marginals are complete nothing else waits for its place.
+  const Vec<A> peak_x = lanes.spread(states, &S::x), peak_y = lanes.spread(states, &S::y);
+  Vec<A>* columns = marginals.columns;
+  lanes.for_vectors(data, [&](Vec<A>, Vec<A>, int64_t, int) { *columns++ = Vec<A>{}; });
   for (int64_t i = y; i < end; ++i) {
-    Vec<A> row_w{}, row_wx{};
-    lanes.for_vectors(rows + i * row_stride, [&](Vec<A> v, Vec<A> column, int64_t, int skip) {
-      if (skip) v = iota<A>() < A(skip) ? splat(-A(INFINITY)) : v;
-      const Vec<A> e = exp2((v - top) * sharp), dx = column - x0;
-      row_w += e;
-      row_wx += e * dx;
-      if (kSecond) wxx += e * dx * dx;
+    Vec<A> row{}, row_offset{};
+    columns = marginals.columns;
+    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A> column, int64_t, int skip) {
+      Vec<A> e = exp2(v - top, sharpness);
+      if (skip) e = iota<A>() < A(skip) ? Vec<A>{} : e;
+      row += e;
+      *columns++ += e;
+      if (kSecond) row_offset += e * (column - peak_x);
     });
-    const Vec<A> dy = splat(A(i)) - y0;
-    w += row_w;
-    wx += row_wx;
-    wy += dy * row_w;
-    if (kSecond) {
-      wyy += dy * dy * row_w;
-      wxy += dy * row_wx;
-    }
+    marginals.rows[i - y] = row;
+    if (kSecond) marginals.row_offsets[i - y] = row_offset;
   }
-  lanes.collect(w, states, &S::w);
-  lanes.collect(wx, states, &S::wx);
-  lanes.collect(wy, states, &S::wy);
-  lanes.collect(wxx, states, &S::wxx);
-  lanes.collect(wyy, states, &S::wyy);
-  lanes.collect(wxy, states, &S::wxy);
+  Vec<A> w{}, wx{}, wy{};
+  for (int64_t i = y; i < end; ++i) {
+    w += marginals.rows[i - y];
+    wy += marginals.rows[i - y] * (A(i) - peak_y);
+  }
+  columns = marginals.columns;
+  lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) { wx += *columns++ * (column - peak_x); });
+
+  lanes.collect(w, states, &S::weight);
+  lanes.collect(wx, states, &S::mean_x);
+  lanes.collect(wy, states, &S::mean_y);
+  for (int i = 0; i < lanes.planes(); ++i) {
+    S& s = states[i];
+    const A p = s.weight == 0 ? A(0) : 1 / s.weight;
+    s.mean_x = A(s.x) + p * s.mean_x;
+    s.mean_y = A(s.y) + p * s.mean_y;
+    s.xx = s.yy = s.xy = A(0);
+  }
+  if (!kSecond) return;
+
+  const Vec<A> mean_x = lanes.spread(states, &S::mean_x), mean_y = lanes.spread(states, &S::mean_y);
+  Vec<A> xx{}, yy{}, xy{};
+  columns = marginals.columns;
+  lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) {
+    const Vec<A> dx = column - mean_x;
+    xx += *columns++ * dx * dx;
+  });
+  for (int64_t i = 0; i < end - y; ++i) {
+    const Vec<A> dy = A(y + i) - mean_y, row = marginals.rows[i];
+    yy += row * dy * dy;
+    xy += (marginals.row_offsets[i] - row * (mean_x - peak_x)) * dy;
+  }
+  lanes.collect(xx, states, &S::xx);
+  lanes.collect(yy, states, &S::yy);
+  lanes.collect(xy, states, &S::xy);
 }
 
 // Rows that are looked at twice stay in a core's own cache between.
@@ -180,22 +217,29 @@ constexpr int64_t kBlockBytes = 128 << 10;
 
 template <typename T, bool kSecond> static void forward(const SoftArgmax2d& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  const A sharp = sharpness<A>(job);
-  const int64_t row = job.heatmaps.row, units = units_per_image(job);
-  const int64_t block = kBlockBytes / ((row > 0 ? row : 1) * int64_t(sizeof(T))) + 1;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t b = unit / units;
-    for_lanes<T>(job, unit % units, [&](const auto& lanes, int64_t k) {
-      const T* rows = job.heatmaps.plane<const T>(b, k);
-      SoftmaxState<A> total[kLanes], next[kLanes];
-      for (int64_t y = 0; y < job.height; y += block) {
-        const int64_t stop = y + block < job.height ? y + block : job.height;
-        sum_rows<kSecond>(lanes, rows, row, y, stop, sharp, y ? next : total);
-        for (int i = 0; y && i < lanes.planes(); ++i) total[i] = merged(total[i], next[i], sharp);
-      }
-      for (int i = 0; i < lanes.planes(); ++i) finish(job, b * job.joints + k + i, total[i]);
-    });
-  }
+  const A sharpness = sharpness_of<A>(job);
+  const int64_t row = job.heatmaps.row;
+  int64_t block = kBlockBytes / ((row > job.width ? row : job.width) * int64_t(sizeof(T))) + 1;
+  if (block > job.height) block = job.height;
+  Scratch<Vec<A>> memory(job.width + 2 * block);
+  const Marginals<A> marginals{memory.data, memory.data + job.width, memory.data + job.width + block};
+  for_lanes<T>(job, begin, end, [&](const auto& lanes, int64_t b, int64_t k) {
+    const T* rows = job.heatmaps.plane<const T>(b, k);
+    SoftmaxState<A> total[kLanes], next[kLanes];
+    for (int64_t y = 0; y < job.height; y += block) {
+      const int64_t end_row = y + block < job.height ? y + block : job.height;
+      sum_rows<kSecond>(lanes, rows, row, y, end_row, sharpness, marginals, y ? next : total);
+      for (int i = 0; y && i < lanes.planes(); ++i) total[i] = merged(total[i], next[i], sharpness);
+    }
+    for (int i = 0; i < lanes.planes(); ++i) finish(job, b * job.joints + k + i, total[i]);
+  });
+}
+
+void soft_argmax2d_units(const SoftArgmax2d& job, int64_t begin, int64_t end) {
+  for_dtype(job.dtype, [&]<typename T>(Type<T>) {
+    if (job.covariance) forward<T, true>(job, begin, end);
+    else forward<T, false>(job, begin, end);
+  });
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------------
@@ -204,21 +248,32 @@ template <typename T> static void backward(const SoftArgmax2dBackward& job, int6
   using A = Accumulator<T>;
   using S = Slope<A>;
   const SoftArgmax2d& f = job.forward;
-  const A sharp = sharpness<A>(f);
-  const int64_t units = units_per_image(f);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t b = unit / units;
-    for_lanes<T>(f, unit % units, [&](const auto& lanes, int64_t k) {
-      S slopes[kLanes];
-      Vec<A> top{};
-      for (int i = 0; i < lanes.planes(); ++i) {
-        slopes[i] = slope_of<A>(job, b * f.joints + k + i);
-        const int64_t x = slopes[i].argmax % f.width, y = slopes[i].argmax / f.width;
-        slopes[i].max = widen(f.heatmaps.plane<const T>(b, k + i)[y * f.heatmaps.row + x * f.heatmaps.column]);
-      }
-      (void)top;
-    });
-  }
+  const A sharpness = sharpness_of<A>(f);
+  for_lanes<T>(f, begin, end, [&](const auto& lanes, int64_t b, int64_t k) {
+    S slopes[kLanes];
+    for (int i = 0; i < lanes.planes(); ++i) {
+      slopes[i] = slope_of<A>(job, b * f.joints + k + i);
+      slopes[i].max = widen(slopes[i].at_peak(f.heatmaps.plane<const T>(b, k + i), f.heatmaps));
+    }
+    auto spread = [&](A S::*number) { return lanes.spread(slopes, number); };
+    const Vec<A> max = spread(&S::max), mean_x = spread(&S::mean_x), mean_y = spread(&S::mean_y), constant = spread(&S::constant);
+    const Vec<A> along_x = spread(&S::x), along_y = spread(&S::y), xx = spread(&S::xx), yy = spread(&S::yy), xy = spread(&S::xy);
+    for (int64_t y = 0; y < f.height; ++y) {
+      const Vec<A> dy = splat(A(y)) - mean_y;
+      const Vec<A> row_constant = constant + dy * (along_y + yy * dy), row_x = along_x + xy * dy;
+      T* out = job.gradient.plane<T>(b, k) + y * job.gradient.row;
+      lanes.for_vectors(f.heatmaps.plane<const T>(b, k) + y * f.heatmaps.row, [&](Vec<A> v, Vec<A> column, int64_t x, int) {
+        const Vec<A> dx = column - mean_x;
+        lanes.store(exp2(v - max, sharpness) * (row_constant + dx * (row_x + xx * dx)), out, x, job.gradient);
+      });
+    }
+    for (int i = 0; i < lanes.planes(); ++i)
+      narrow(slopes[i].peak_gradient(), &slopes[i].at_peak(job.gradient.plane<T>(b, k + i), job.gradient));
+  });
+}
+
+void soft_argmax2d_backward_units(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
+  for_dtype(job.forward.dtype, [&]<typename T>(Type<T>) { backward<T>(job, begin, end); });
 }
 
 }  // namespace fastpose::FASTPOSE_SIMD

@@ -1,7 +1,8 @@
 """fastpose: fused kernels, drop-in layers and models for human pose estimation in PyTorch."""
 
-from fastpose import ops
+from fastpose import nn, ops
 from fastpose._library import NotBuiltError, backend, build_info
+from fastpose.codec import HeatmapCodec
 
 __version__ = "0.1.0"
-__all__ = ["NotBuiltError", "__version__", "backend", "build_info", "ops"]
+__all__ = ["HeatmapCodec", "NotBuiltError", "__version__", "backend", "build_info", "nn", "ops"]

@@ -53,7 +53,8 @@ def number(name: str, value: Any, *, positive: bool = False, infinite: bool = Fa
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {type(value).__name__}, allowed is a number")
     value = float(value)
-    if math.isnan(value) or (math.isinf(value) and not infinite) or (positive and value <= 0):
+    # Comparisons, because torch.compile cannot trace math.isnan of a number that varies between calls.
+    if not -math.inf <= value <= math.inf or (abs(value) == math.inf and not infinite) or (positive and value <= 0):
         kind = ("positive " if positive else "") + ("number" if infinite else "finite number")
         raise ValueError(f"{name}: got {value}, allowed is a {kind}")
     return value

@@ -95,7 +95,9 @@ def require_kernels(device: torch.device) -> None:
             f"the tensors are on {device}, but fastpose was built without CUDA kernels; "
             f"rebuild with nvcc on the PATH: `{BUILD_COMMAND}`, {_REFERENCE_HINT}"
         )
-    if torch.compiler.is_compiling():  # the GPU was checked in eager mode or will be by the driver; no host query in a graph
+    if (
+        torch.compiler.is_compiling()
+    ):  # the GPU was checked in eager mode or will be by the driver; no host query in a graph
         return
     _require_architecture(device.index if device.index is not None else torch.cuda.current_device())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from fastpose._files import write_atomically
 from fastpose.models import architecture_name, create_model
 
 _ARCHITECTURE_KEY = "fastpose.architecture"
@@ -18,7 +21,7 @@ _OPTIONS_KEY = "fastpose.options"
 _MAX_NAMES = 8
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_weights(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the weights of a model, with its architecture and options, to a safetensors file.
 
     The file appears under its name only when it is complete.
@@ -26,23 +29,41 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: a model of `fastpose.models`, on any device and in any memory format.
         path: file to write or replace; its folder must exist.
+        metadata: more texts to keep with the weights, for `read_metadata`; such as the codec and the recipe.
 
     Raises:
-        TypeError: if ``model`` is not of a known architecture.
+        TypeError: if ``model`` is not of a known architecture, or ``metadata`` holds anything but strings.
+        ValueError: if ``metadata`` has a key under which the architecture or its options are written.
         FileNotFoundError: if the folder does not exist.
     """
-    metadata = {_ARCHITECTURE_KEY: architecture_name(model), _OPTIONS_KEY: json.dumps(model.options)}
+    entries = {_ARCHITECTURE_KEY: architecture_name(model), _OPTIONS_KEY: json.dumps(model.options)}
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+        if key in entries:
+            raise ValueError(f"metadata must not have {key!r}, which save_weights writes itself")
+        entries[key] = value
     # safetensors stores dense row-major tensors only, which channels_last weights are not.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(save(tensors, metadata))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, save(tensors, entries))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the texts that a safetensors file keeps with its weights, without reading the weights.
+
+    Args:
+        path: the safetensors file.
+
+    Returns:
+        What `save_weights` was given as ``metadata`` with the architecture and its options, each text by key;
+        empty if the file has none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a complete safetensors file.
+    """
+    with _open(path) as file:
+        return file.metadata() or {}
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -89,14 +110,20 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     return model
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[safe_open]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with _open(path) as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _copy_weights(tensors: dict[str, torch.Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:

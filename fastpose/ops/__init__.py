@@ -1,5 +1,8 @@
 """The fused ops. One page each: what it computes, in plain PyTorch and in words, and how it is registered."""
 
+from fastpose.ops.decode_heatmaps import Decoded, decode_heatmaps
 from fastpose.ops.gaussian_heatmap import gaussian_heatmap
+from fastpose.ops.heatmap_mse_loss import heatmap_mse_loss
+from fastpose.ops.soft_argmax2d import SoftArgmax, soft_argmax2d
 
-__all__ = ["gaussian_heatmap"]
+__all__ = ["Decoded", "SoftArgmax", "decode_heatmaps", "gaussian_heatmap", "heatmap_mse_loss", "soft_argmax2d"]

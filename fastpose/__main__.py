@@ -1,0 +1,7 @@
+"""``python -m fastpose`` is the ``fastpose`` command."""
+
+from __future__ import annotations
+
+from fastpose.cli import main
+
+main()

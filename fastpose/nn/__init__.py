@@ -1,0 +1,6 @@
+"""Drop-in layers over the ops: no parameters, no buffers, nothing to save but their options."""
+
+from fastpose.nn.heatmap import DecodeHeatmaps, GaussianHeatmap, HeatmapMSELoss, SoftArgmax2d
+from fastpose.nn.residual import HourglassResidual
+
+__all__ = ["DecodeHeatmaps", "GaussianHeatmap", "HeatmapMSELoss", "HourglassResidual", "SoftArgmax2d"]

@@ -1,0 +1,437 @@
+"""Every check is written once here and runs on all ops, as fastpose/cases.py describes them, on the CPU and any GPU.
+
+Accuracy is judged as FlashAttention does: our largest error against float64 may be at most twice that of plain PyTorch
+in the same dtype, plus a few units in the last place of the arithmetic, because plain PyTorch may be exact by luck.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fastpose.cases import CASES, LAYOUTS, Call, OpCase, lay_out
+
+SMALL = (2, 3, 13, 17)  # fits no vector, no 16-byte pack and no tile
+WIDE = (2, 8, 12, 72)  # fits them, and spans two tiles
+UNITS_IN_THE_LAST_PLACE = 8
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_variant = pytest.mark.parametrize(
+    ("case", "variant"),
+    [pytest.param(case, variant, id=f"{case.name}-{variant}") for case in CASES for variant in case.variants],
+)
+
+
+class Values(NamedTuple):
+    outputs: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+
+
+def upstream_of(outputs: tuple[torch.Tensor, ...], layout: str = "contiguous") -> list[torch.Tensor]:
+    """A random gradient for every output."""
+    gradients = []
+    for seed, output in enumerate(outputs):
+        random = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
+        gradients.append(lay_out(random, layout) if random.dim() == 4 else random)
+    return gradients
+
+
+def evaluate(call: Call, outputs: tuple[torch.Tensor, ...], upstream: list[torch.Tensor]) -> Values:
+    recorded = [i for i, output in enumerate(outputs) if output.requires_grad]
+    gradients: tuple[torch.Tensor, ...] = ()
+    if recorded:
+        through = [outputs[i] for i in recorded]
+        gradients = torch.autograd.grad(through, call.leaves(), [upstream[i].to(outputs[i]) for i in recorded])
+    return Values([output.detach() for output in outputs], list(gradients))
+
+
+def fused(call: Call, layout: str = "contiguous") -> Values:
+    outputs = call()
+    return evaluate(call, outputs, upstream_of(outputs, layout))
+
+
+def largest_error(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """Infinite where one of them is NaN or infinite and the other is not the same."""
+    value = value.cpu().double()
+    same = (value == exact) | (value.isnan() & exact.isnan())
+    difference = torch.where(same, 0, (value - exact).abs().nan_to_num(math.inf))
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def assert_accurate(name: str, ours: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, factor: float) -> None:
+    assert ours.shape == exact.shape, name
+    assert ours.dtype == eager.dtype, name
+    finite = exact[exact.isfinite()].abs()
+    unit = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
+    eagers = largest_error(eager, exact)
+    allowed = factor * eagers + UNITS_IN_THE_LAST_PLACE * unit * (finite.max().item() if finite.numel() else 0.0)
+    error = largest_error(ours, exact)
+    assert error <= allowed, f"{name}: error {error:.3g}, plain PyTorch's {eagers:.3g}, allowed {allowed:.3g}"
+
+
+def assert_same_in_float64(
+    name: str, ours: torch.Tensor, theirs: torch.Tensor, in_float32: torch.Tensor, factor: float
+) -> None:
+    """The error of plain PyTorch, which is the measure here, is unknown: that of float32, scaled down, stands in, and 8
+    times as much for luck. Arithmetic in float32 by mistake would be off by a million times as much."""
+    assert ours.shape == theirs.shape, name
+    assert ours.dtype == torch.float64, name
+    finite = theirs[theirs.isfinite()].abs()
+    unit = torch.finfo(torch.float64).eps
+    eagers = largest_error(in_float32, theirs) * unit / torch.finfo(torch.float32).eps
+    allowed = 8 * factor * eagers + UNITS_IN_THE_LAST_PLACE * unit * (finite.max().item() if finite.numel() else 0.0)
+    error = largest_error(ours, theirs)
+    assert error <= allowed, f"{name}: error {error:.3g}, plain PyTorch's {eagers:.3g}, allowed {allowed:.3g}"
+
+
+def check(case: OpCase, call: Call, layout: str = "contiguous") -> None:
+    """Outputs and gradients against plain PyTorch, in the same dtype and in float64."""
+    outputs = call()
+    upstream = upstream_of(outputs, layout)
+    ours = evaluate(call, outputs, upstream)
+    in_float64 = outputs[0].dtype == torch.float64
+    eager_call, exact_call = call.on_cpu(torch.float32) if in_float64 else call, call.on_cpu(torch.float64)
+    eager = evaluate(eager_call, eager_call.reference(), upstream)
+    exact = evaluate(exact_call, exact_call.reference(), [gradient.cpu() for gradient in upstream])
+    compare = assert_same_in_float64 if in_float64 else assert_accurate
+    for i, values in enumerate(zip(ours.outputs, exact.outputs, eager.outputs, strict=True)):
+        compare(f"output {i}", *values, factor=2)
+    # Rounded twice, a number is off by up to 3 times as much: half a unit, which the next binade doubles, and half a unit.
+    factor = 2 if case.gradient_roundings == 1 else 3
+    for name, *values in zip(call.differentiable, ours.gradients, exact.gradients, eager.gradients, strict=False):
+        compare(f"gradient of {name}", *values, factor=factor)
+
+
+def bits(values: Values) -> list[torch.Tensor]:
+    return [tensor.cpu().flatten().view(torch.uint8) for tensor in (*values.outputs, *values.gradients)]
+
+
+def assert_same_bits(a: Values, b: Values) -> None:
+    for x, y in zip(bits(a), bits(b), strict=True):
+        assert torch.equal(x, y)
+
+
+# ---- values: run again for every SIMD level and for CUDA on the CPU -------------------------------------------------
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@each_variant
+def test_variants(
+    case: OpCase, variant: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    check(case, case.call(shape, variant, dtype=dtype, device=device))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@each_case
+def test_layouts(
+    case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    check(case, case.call(shape, dtype=dtype, device=device, layout=layout), layout)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("variant_layout", ["channels_last", "misaligned"])
+@each_variant
+def test_variants_in_other_layouts(case: OpCase, variant: str, variant_layout: str, device: torch.device) -> None:
+    check(case, case.call(WIDE, variant, device=device, layout=variant_layout), variant_layout)
+
+
+@pytest.mark.kernel
+@each_case
+def test_any_shape(case: OpCase, device: torch.device) -> None:
+    """Empty batches and joints, sizes of 1, and everything between."""
+
+    @hypothesis.given(
+        shape=st.tuples(st.integers(0, 3), st.integers(0, 18), st.integers(1, 40), st.integers(1, 40)),
+        variant=st.sampled_from(sorted(case.variants)),
+        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+        layout=st.sampled_from(LAYOUTS),
+        seed=st.integers(0, 99),
+    )
+    @hypothesis.example((0, 3, 8, 8), "plain", torch.float32, "contiguous", 0)
+    @hypothesis.example((2, 0, 8, 8), "plain", torch.float32, "contiguous", 0)
+    @hypothesis.example((1, 1, 1, 1), "plain", torch.float32, "contiguous", 0)
+    def run(shape: tuple[int, int, int, int], variant: str, dtype: torch.dtype, layout: str, seed: int) -> None:
+        check(case, case.call(shape, variant, dtype=dtype, device=device, layout=layout, seed=seed), layout)
+
+    run()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30], ids=["nan", "inf", "-inf", "huge"])
+@each_variant
+def test_values_that_are_not_numbers(case: OpCase, variant: str, value: float, device: torch.device) -> None:
+    """They do as in plain PyTorch, and reach only the map or keypoint that they are in."""
+
+    call = case.call(SMALL, variant, device=device)
+    for name, tensor in call.tensors.items():
+        if name == "keypoints" or tensor.dim() == 4:
+            parts = tensor.detach().view(tensor.shape[0] * tensor.shape[1], -1)
+            parts[::2, parts.shape[1] // 2] = value
+    outputs = call()
+    upstream = upstream_of(outputs)
+    ours, expected = evaluate(call, outputs, upstream), evaluate(call, call.reference(), upstream)
+    for mine, theirs in zip([*ours.outputs, *ours.gradients], [*expected.outputs, *expected.gradients], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.kernel
+@each_variant
+def test_no_label_is_one_rule(case: OpCase, variant: str, device: torch.device) -> None:
+    """A NaN coordinate and visible = 0 do the same; what is written under visible = 0 does not matter."""
+    call = case.call(SMALL, variant, device=device)
+    if "keypoints" not in call.tensors:
+        pytest.skip("takes no keypoints")
+    keypoints = call.tensors["keypoints"].detach()
+    visible = torch.rand(keypoints.shape[:-1], generator=torch.Generator().manual_seed(5)).to(device) > 0.5
+
+    def with_keypoints(keypoints: torch.Tensor, visible: torch.Tensor | None) -> Values:
+        tensors = {**call.tensors, "keypoints": keypoints.requires_grad_("keypoints" in call.differentiable)}
+        return fused(Call(call.function, tensors, {**call.options, "visible": visible}, call.differentiable))
+
+    hidden = with_keypoints(keypoints.clone(), visible)
+    for x, y in ((math.nan, 0.0), (0.0, math.nan), (math.inf, 0.0), (math.nan, math.nan)):
+        absent = torch.tensor([x, y], device=device)
+        assert_same_bits(hidden, with_keypoints(torch.where(visible[..., None], keypoints, absent), None))
+    assert_same_bits(hidden, with_keypoints(torch.where(visible[..., None], keypoints, 1e20), visible.float()))
+    if "keypoints" in call.differentiable:
+        assert not hidden.gradients[call.differentiable.index("keypoints")][~visible].any()
+
+
+@pytest.mark.kernel
+@each_case
+def test_runs_agree_bit_for_bit(case: OpCase, dtype: torch.dtype, device: torch.device) -> None:
+    call = case.call(WIDE, dtype=dtype, device=device)
+    assert_same_bits(fused(call), fused(call))
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch fills what it allocates with NaN, for kernels too."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(8).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.kernel
+@each_variant
+def test_every_result_is_written(case: OpCase, variant: str, device: torch.device) -> None:
+    call = case.call(SMALL, variant, device=device)
+    expected = fused(call)
+    with poisoned_memory():
+        assert_same_bits(fused(call), expected)
+
+
+def whole_storage(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("layout", LAYOUTS[:-1])  # "expanded" cannot be written
+@each_case
+def test_out_of_any_layout(
+    case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """`out=` gets the same values, and what lies around it stays."""
+    if "out" not in inspect.signature(case.public).parameters:
+        pytest.skip("has no out=")
+    call = case.call(shape, dtype=dtype, device=device)
+    (expected,) = call()
+    out = lay_out(torch.zeros_like(expected), layout)
+    whole_storage(out).fill_(-7)
+    (result,) = call(out=out)
+    assert result is out
+    assert not result.requires_grad
+    torch.testing.assert_close(out, expected.detach(), rtol=torch.finfo(dtype).eps, atol=1e-30)
+    out.fill_(-7)
+    assert (whole_storage(out) == -7).all()
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+@each_variant
+def test_gradcheck(case: OpCase, variant: str) -> None:
+    call = case.call((1, 2, 5, 6), variant, dtype=torch.float64)
+    outputs = call()
+    recorded = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not recorded:
+        pytest.skip("this variant has no gradient")
+    assert torch.autograd.gradcheck(
+        lambda *leaves: tuple(output for i, output in enumerate(call(*leaves)) if i in recorded), call.leaves()
+    )
+
+
+@each_case
+def test_gradient_of_a_sum(case: OpCase, device: torch.device) -> None:
+    """The upstream gradient has stride 0 everywhere."""
+    call = case.call(WIDE, list(case.variants)[-1], device=device)
+    results = call()
+    expanded = torch.autograd.grad(sum(r.sum() for r in results if r.requires_grad), call.leaves())
+    results = call()
+    ones = [torch.ones_like(result) for result in results]
+    assert_same_bits(Values([], list(expanded)), Values([], evaluate(call, results, ones).gradients))
+
+
+@each_variant
+def test_backward_twice(case: OpCase, variant: str, device: torch.device) -> None:
+    call = case.call(SMALL, variant, device=device)
+    outputs = [output for output in call() if output.requires_grad]
+    if not outputs:
+        pytest.skip("this variant has no gradient")
+    upstream = upstream_of(tuple(outputs))
+    first, second, third = (
+        torch.autograd.grad(outputs, call.leaves(), upstream, retain_graph=retain) for retain in (True, True, False)
+    )
+    assert_same_bits(Values([], list(first)), Values([], list(second)))
+    assert_same_bits(Values([], list(first)), Values([], list(third)))
+
+
+@each_case
+def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
+    call = case.call(SMALL, list(case.variants)[-1], device=device)
+    outputs = [output for output in call() if output.requires_grad]
+    gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
+    with pytest.raises(RuntimeError, match=r'double backward is not supported.*backend\("reference"\)'):
+        torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
+
+
+@each_case
+def test_reference_has_second_derivatives(case: OpCase, device: torch.device) -> None:
+    call = case.call(SMALL, device=device)
+    outputs = [output.square() for output in call.reference() if output.requires_grad]
+    gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
+    second = torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
+    assert all(gradient.any() for gradient in second)
+
+
+# ---- the rest of PyTorch ----------------------------------------------------------------------------------------
+
+
+class Recorder(TorchDispatchMode):
+    """Collects the calls of this package's ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if op.namespace == "fastpose":
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
+@each_case
+def test_opcheck(case: OpCase, which: int, device: torch.device) -> None:
+    """Schema, fake, autograd registration and tracing of every op that a call runs, forward and backward."""
+    call = case.call((2, 3, 8, 8), list(case.variants)[which], device=device)
+    with Recorder() as recorder:
+        fused(call)
+        if "out" in inspect.signature(case.public).parameters:
+            call(out=torch.empty_like(call()[0].detach()))
+    names = {op.name() for op, _ in recorder.calls}
+    assert any("backward" in name or "scale" in name for name in names)
+    seen = set()
+    for op, args in recorder.calls:
+        if op not in seen:
+            seen.add(op)
+            if "backward" in op.name():  # differentiating it is refused, which is checked elsewhere
+                args = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+            torch.library.opcheck(op, args)
+
+
+def compiled_matches(call: Call, backend: str, **options: Any) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(call.function, backend=backend, fullgraph=True, **options)
+    arguments = {**call.tensors, **call.options}
+    outputs = compiled(**arguments)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(o for o in outputs if o is not None)
+    expected = call()
+    upstream = upstream_of(expected)
+    assert_same_bits(evaluate(call, outputs, upstream), evaluate(call, expected, upstream))
+
+
+@each_variant
+def test_compiles_as_one_graph(case: OpCase, variant: str, device: torch.device) -> None:
+    compiled_matches(case.call(SMALL, variant, device=device), "aot_eager")
+
+
+@pytest.mark.parametrize("case", CASES[1:3], ids=lambda case: case.name)
+def test_compiles_with_inductor(case: OpCase, device: torch.device) -> None:
+    compiled_matches(case.call(SMALL, device=device), "inductor")
+
+
+@each_case
+def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> None:
+    torch.compiler.reset()
+    calls = [case.call(shape, device=device) for shape in ((2, 3, 9, 8), (3, 4, 10, 7), (4, 5, 12, 16))]
+    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(calls[0].function, backend=frames, fullgraph=True, dynamic=True)
+    for call in calls:
+        result = compiled(**{**call.tensors, **call.options})
+        result = result if isinstance(result, torch.Tensor) else result[0]
+        assert torch.equal(result, call()[0])
+    assert frames.frame_count == 1
+
+
+@each_variant
+def test_exports(case: OpCase, variant: str, device: torch.device) -> None:
+    call = case.call(SMALL, variant, device=device)
+
+    class Module(torch.nn.Module):
+        def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return call(*leaves)
+
+    leaves = tuple(leaf.detach() for leaf in call.leaves())
+    exported = torch.export.export(Module(), leaves).module()
+    assert_same_bits(Values(list(exported(*leaves)), []), Values(list(call(*leaves)), []))
+
+
+@each_case
+def test_autocast_changes_nothing(case: OpCase, dtype: torch.dtype, device: torch.device) -> None:
+    """The ops take the dtypes that they get, and do their arithmetic in float32 anyway."""
+    call = case.call(SMALL, dtype=dtype, device=device)
+    expected = fused(call)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_same_bits(fused(call), expected)
+
+
+@each_case
+def test_threads_do_not_change_a_bit(case: OpCase) -> None:
+    call = case.call((4, 16, 33, 70))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(fused(call))
+    torch.set_num_threads(threads)
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+@each_case
+def test_meta_tensors_give_shapes(case: OpCase) -> None:
+    call = case.call(SMALL, "plain")
+    meta = call.with_tensors(lambda tensor: tensor.to("meta"))
+    expected = call()
+    for output, other in zip(meta(), expected, strict=True):
+        assert (output.shape, output.dtype, output.device.type) == (other.shape, other.dtype, "meta")
