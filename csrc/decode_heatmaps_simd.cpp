@@ -92,8 +92,9 @@ template <typename T> class Plane {
   int64_t flipped_joint_ = 0;
 };
 
-// A cell y * W + x from the row that holds the maximum, which is located once.
-template <typename T> static int64_t cell_in_row(const DecodeHeatmaps& job, const Plane<T>& h, int64_t y, Accumulator<T> top) {
+// The cell y * W + x in the row that holds the maximum `top`; it is looked for in this one row only.
+template <typename T>
+static int64_t cell_in_row(const DecodeHeatmaps& job, const Plane<T>& h, int64_t y, Accumulator<T> top) {
   for (int64_t x = 0; x < job.width; ++x)
     if (h.at(y, x) == top) return y * job.width + x;
   return -1;

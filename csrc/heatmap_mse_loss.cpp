@@ -67,7 +67,10 @@ std::tuple<Tensor, std::vector<Tensor>> heatmap_mse_loss(const std::vector<Tenso
         if (dtype == ScalarType::Double) run_on_cpu(job, static_cast<double*>(losses.data_ptr()));
         else run_on_cpu(job, static_cast<float*>(losses.data_ptr()));
       },
-      [&](void* stream) {});
+      [&](void* stream) {
+        Tensor partials = new_dense(keypoints, {job.stack_count, heatmap_mse_loss_tiles(job)}, ScalarType::Float);
+        heatmap_mse_loss_cuda(job, static_cast<float*>(partials.data_ptr()), static_cast<float*>(losses.data_ptr()), stream);
+      });
   return {losses, gradients};
 }
 
@@ -102,7 +105,9 @@ static void scale_gradients(const std::vector<Tensor>& saved, const std::vector<
                          [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(heatmap_mse_loss_scale)(job, begin, end); });
         }
       },
-      [&](void* stream) {});
+      [&](void* stream) {
+        for (const HeatmapMSELossScale& job : jobs) heatmap_mse_loss_scale_cuda(job, stream);
+      });
 }
 
 // The saved buffers themselves become the gradients.

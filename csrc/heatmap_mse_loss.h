@@ -52,4 +52,9 @@ FASTPOSE_SIMD_KERNEL(heatmap_mse_loss_samples, const HeatmapMSELoss&, double* su
 // Elements begin .. end-1.
 FASTPOSE_SIMD_KERNEL(heatmap_mse_loss_scale, const HeatmapMSELossScale&, int64_t begin, int64_t end)
 
+// On a GPU, `partials` (stack_count, heatmap_mse_loss_tiles) is working memory.
+int64_t heatmap_mse_loss_tiles(const HeatmapMSELoss&);
+void heatmap_mse_loss_cuda(const HeatmapMSELoss&, float* partials, float* losses, void* stream);
+void heatmap_mse_loss_scale_cuda(const HeatmapMSELossScale&, void* stream);
+
 }  // namespace fastpose

@@ -37,7 +37,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> soft_argmax2d(const Tensor& heatmaps,
   const SoftArgmax2d job = job_of(heatmaps, temperature, mean, confidence, second, argmax);
   run_units(
       job, heatmaps, [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(soft_argmax2d_units)(job, begin, end); },
-      [&](void* stream) { soft_argmax2d_cuda(job, stream); });
+      [&](void* stream) {
+        Tensor states = new_dense(heatmaps, {soft_argmax2d_state_bytes(job)}, ScalarType::Byte);
+        soft_argmax2d_cuda(job, states.data_ptr(), stream);
+      });
   return {mean, confidence, second, argmax};
 }
 

@@ -46,7 +46,9 @@ inline int64_t units_per_image(const SoftArgmax2d& job) {
 FASTPOSE_SIMD_KERNEL(soft_argmax2d_units, const SoftArgmax2d&, int64_t begin, int64_t end)
 FASTPOSE_SIMD_KERNEL(soft_argmax2d_backward_units, const SoftArgmax2dBackward&, int64_t begin, int64_t end)
 
-void soft_argmax2d_cuda(const SoftArgmax2d&, void* stream);
+// `states` is working memory of soft_argmax2d_state_bytes.
+int64_t soft_argmax2d_state_bytes(const SoftArgmax2d&);
+void soft_argmax2d_cuda(const SoftArgmax2d&, void* states, void* stream);
 void soft_argmax2d_backward_cuda(const SoftArgmax2dBackward&, void* stream);
 
 // ---- shared by CPU and CUDA -----------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ static inline Vec<double> exp2(Vec<double> a, double scale) {
 // Both kinds walk a row by for_vectors, which calls f(values, columns as numbers, column of lane 0, how many leading lanes were
 // visited before), and carry numbers of per-plane structs into the lanes (spread) and lanes into such numbers (collect).
 
-// Neighbouring columns of one plane.
-template <typename T> struct ColumnLanes {
+// Neighbouring columns of one plane. kWhole: they are dense in memory and enough for whole vectors.
+template <typename T, bool kWhole> struct ColumnLanes {
   using A = Accumulator<T>;
   int64_t width, stride;
   static constexpr int planes() { return 1; }
@@ -37,15 +37,13 @@ template <typename T> struct ColumnLanes {
   template <typename F> void for_vectors(const T* row, F&& f) const {
     Vec<A> column = iota<A>();
     int64_t x = 0;
-    if (stride == 1) {
+    if constexpr (kWhole) {
       for (; x + kLanes <= width; x += kLanes, column += A(kLanes)) f(load(row + x), column, x, 0);
-      if (x < width && x > 0) {  // the last vector ends where the row ends, and overlaps its predecessor
-        const int64_t last = width - kLanes;
-        return f(load(row + last), iota<A>() + A(last), last, int(x - last));
-      }
+      const int64_t last = width - kLanes;  // the last vector ends where the row ends; it may overlap its predecessor
+      if (x < width) f(load(row + last), iota<A>() + A(last), last, int(x - last));
+    } else {
+      for (; x < width; x += kLanes, column += A(kLanes)) f(load_columns(row, x, width, stride, -A(INFINITY)), column, x, 0);
     }
-    for (; x < width; x += kLanes, column += A(kLanes))
-      f(load_columns(row, x, width, stride, -A(INFINITY)), column, x, 0);
   }
 
   void store(Vec<A> v, T* row, int64_t x, const Maps& maps) const { store_columns(v, row, x, width, maps.column); }
@@ -111,23 +109,23 @@ template <typename T> struct JointLanes {
 
 // Calls f(lanes, image, first joint) until every plane of the units begin .. end-1 has been in a lane.
 template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job, int64_t begin, int64_t end, F&& f) {
-  const ColumnLanes<T> columns{job.width, job.heatmaps.column};
-  const int64_t units = units_per_image(job);
+  const int64_t width = job.width, stride = job.heatmaps.column, units = units_per_image(job);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t b = unit / units;
     if (!joints_innermost(job)) {
-      f(columns, b, unit % units);
+      if (stride == 1 && width >= kLanes) f(ColumnLanes<T, true>{width, stride}, b, unit % units);
+      else f(ColumnLanes<T, false>{width, stride}, b, unit % units);
       continue;
     }
     int64_t k = unit % units * kJointsPerUnit;
     const int64_t stop = k + kJointsPerUnit < job.joints ? k + kJointsPerUnit : job.joints;
     while (k < stop) {
       if (4 * (stop - k) >= kLanes) {
-        const JointLanes<T> joints(job.width, job.heatmaps.column, job.joints - k);
+        const JointLanes<T> joints(width, stride, job.joints - k);
         f(joints, b, k);
         k += joints.planes();
       } else {
-        f(columns, b, k++);  // a mostly empty vector of joints would cost more than collecting columns one by one
+        f(ColumnLanes<T, false>{width, stride}, b, k++);  // gathering columns costs less than a mostly empty vector of joints
       }
     }
   }
@@ -149,10 +147,10 @@ static void sum_rows(const Lanes& lanes, const T* data, int64_t row_stride, int6
   Vec<A> largest = splat(-A(INFINITY));
   Vec<A> largest_row = splat(A(y));
   for (int64_t i = y; i < end; ++i) {
-    Vec<A> top = largest;
+    Vec<A> top = splat(-A(INFINITY));
     lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A>, int64_t, int) { top = max(v, top); });  // passes NaN over
     largest_row = top > largest ? splat(A(i)) : largest_row;
-    largest = top;
+    largest = max(top, largest);
   }
   lanes.locate(data, row_stride, largest, largest_row, states);
 
@@ -165,7 +163,9 @@ static void sum_rows(const Lanes& lanes, const T* data, int64_t row_stride, int6
   for (int64_t i = y; i < end; ++i) {
     Vec<A> row{}, row_offset{};
     columns = marginals.columns;
-    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A> column, int64_t, int skip) {
+    const T* ahead = data + i * row_stride + (end - y) * row_stride;
+    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A> column, int64_t xx, int skip) {
+      __builtin_prefetch(ahead + xx * lanes.stride);
       Vec<A> e = exp2(v - top, sharpness);
       if (skip) e = iota<A>() < A(skip) ? Vec<A>{} : e;
       row += e;
@@ -244,12 +244,18 @@ void soft_argmax2d_units(const SoftArgmax2d& job, int64_t begin, int64_t end) {
 
 // ---- backward -----------------------------------------------------------------------------------------------------------
 
-template <typename T> static void backward(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
+// With the slope a sum of a term of the row and one of the column; only a gradient of the covariance adds a term in x y.
+template <typename T, bool kCross> static void backward(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   using S = Slope<A>;
   const SoftArgmax2d& f = job.forward;
-  const A sharpness = sharpness_of<A>(f);
-  for_lanes<T>(f, begin, end, [&](const auto& lanes, int64_t b, int64_t k) {
+  Scratch<Vec<A>> column_terms(f.width);
+  for_lanes<T>(f, begin, end, [&](auto lanes, int64_t b, int64_t k) {
+    // Copies, which the compiler knows that writing a gradient leaves alone.
+    const Maps gradient = job.gradient;
+    const A sharpness = sharpness_of<A>(f);
+    const T* data = f.heatmaps.plane<const T>(b, k);
+    T* out = gradient.plane<T>(b, k);
     S slopes[kLanes];
     for (int i = 0; i < lanes.planes(); ++i) {
       slopes[i] = slope_of<A>(job, b * f.joints + k + i);
@@ -258,22 +264,31 @@ template <typename T> static void backward(const SoftArgmax2dBackward& job, int6
     auto spread = [&](A S::*number) { return lanes.spread(slopes, number); };
     const Vec<A> max = spread(&S::max), mean_x = spread(&S::mean_x), mean_y = spread(&S::mean_y), constant = spread(&S::constant);
     const Vec<A> along_x = spread(&S::x), along_y = spread(&S::y), xx = spread(&S::xx), yy = spread(&S::yy), xy = spread(&S::xy);
+    Vec<A>* const columns = column_terms.data;
+    Vec<A>* column_term = columns;
+    lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) {
+      const Vec<A> dx = column - mean_x;
+      *column_term++ = dx * (along_x + xx * dx);
+    });
     for (int64_t y = 0; y < f.height; ++y) {
-      const Vec<A> dy = splat(A(y)) - mean_y;
-      const Vec<A> row_constant = constant + dy * (along_y + yy * dy), row_x = along_x + xy * dy;
-      T* out = job.gradient.plane<T>(b, k) + y * job.gradient.row;
-      lanes.for_vectors(f.heatmaps.plane<const T>(b, k) + y * f.heatmaps.row, [&](Vec<A> v, Vec<A> column, int64_t x, int) {
-        const Vec<A> dx = column - mean_x;
-        lanes.store(exp2(v - max, sharpness) * (row_constant + dx * (row_x + xx * dx)), out, x, job.gradient);
+      const Vec<A> dy = A(y) - mean_y, row_term = constant + dy * (along_y + yy * dy), row_xy = xy * dy;
+      column_term = columns;
+      lanes.for_vectors(data + y * f.heatmaps.row, [&](Vec<A> v, Vec<A> column, int64_t x, int) {
+        Vec<A> slope = row_term + *column_term++;
+        if (kCross) slope += row_xy * (column - mean_x);
+        lanes.store(exp2(v - max, sharpness) * slope, out + y * gradient.row, x, gradient);
       });
     }
     for (int i = 0; i < lanes.planes(); ++i)
-      narrow(slopes[i].peak_gradient(), &slopes[i].at_peak(job.gradient.plane<T>(b, k + i), job.gradient));
+      narrow(slopes[i].peak_gradient(), &slopes[i].at_peak(gradient.plane<T>(b, k + i), gradient));
   });
 }
 
 void soft_argmax2d_backward_units(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
-  for_dtype(job.forward.dtype, [&]<typename T>(Type<T>) { backward<T>(job, begin, end); });
+  for_dtype(job.forward.dtype, [&]<typename T>(Type<T>) {
+    if (job.to_covariance) backward<T, true>(job, begin, end);
+    else backward<T, false>(job, begin, end);
+  });
 }
 
 }  // namespace fastpose::FASTPOSE_SIMD

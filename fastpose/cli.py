@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,8 @@ try:
     from rich.table import Table
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
-    sys.exit(f"fastpose: the command needs {error.name}: pip install 'fastpose-kernels[train]'")
+    print(f"fastpose: the command needs {error.name}: pip install 'fastpose-kernels[train]'", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from fastpose.cases import OpCase
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _EXTRAS = {"cv2", "lightning", "matplotlib", "safetensors", "tensorboard", "torchmetrics"}
 # What the user can mend. Anything else is a bug, which its traceback describes best.
-_USER_ERRORS = (ValueError, TypeError, OSError, NotBuiltError, torch.OutOfMemoryError)
+_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, NotBuiltError, torch.OutOfMemoryError)
 
 
 class Commands(TyperGroup):
@@ -78,9 +79,13 @@ class Data(str, Enum):
     mpii = "mpii"
 
 
-class Precision(str, Enum):
-    """Arithmetic of the training."""
+_DEFAULT_RECIPES = {Data.figures: "hourglass-demo", Data.mpii: "hourglass"}
 
+
+class Precision(str, Enum):
+    """Arithmetic of the training; auto is bf16 where the machine computes in it."""
+
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
 
@@ -90,50 +95,47 @@ def train(
     data: Annotated[Data, typer.Option(help="What to train on: figures drawn on the fly, or MPII.")],
     annotations: Annotated[Path | None, typer.Option(help="MPII annotations, a JSON file.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images; by default 'images' beside the annotations.")
+        Path | None, typer.Option(help="Folder of MPII's images; by default 'images' beside the annotations.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Name of the recipe.")] = "hourglass",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-DATA.", show_default=False)
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="MPII annotations to validate on; by default the validation split, or else all people."),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of the recipe; by default hourglass-demo for figures, hourglass for mpii.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-DATA.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="People a step, in place of the recipe's.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="In place of the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, data and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and figures.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes that load data; by default by the machine.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe, as in model_options.stacks=2."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the recipe, such as model_options.stacks=2."),
     ] = None,
 ) -> None:
-    """Train a model and write its weights, checkpoints and logs."""
+    """Train a model; write its weights, checkpoints and logs."""
     from fastpose import training
     from fastpose.recipes import get_recipe
 
-    given = {"steps": steps, "batch_size": batch_size}
+    given = {"steps": steps, "batch_size": batch_size, "precision": precision and precision.value}
     changes = {name: value for name, value in given.items() if value is not None}
-    plan = get_recipe(recipe, **_overrides(asdict(get_recipe(recipe)), settings or []), **changes)
-    if data is Data.mpii:
-        if annotations is None:
-            raise ValueError("--data mpii needs --annotations FILE")
-        source = training.mpii_data(annotations, images)
-    else:
-        if annotations or images:
-            raise ValueError("--annotations and --images are of --data mpii")
+    recipe = recipe or _DEFAULT_RECIPES[data]
+    plan = get_recipe(recipe, **{**_overrides(get_recipe(recipe).to_dict(), settings or []), **changes})
+    if data is Data.figures:
+        if annotations or images or validation:
+            raise ValueError("--annotations, --images and --validation are for --data mpii")
         source = training.figures_data(plan, seed)
+    elif annotations is None:
+        raise ValueError("--data mpii needs --annotations FILE")
+    else:
+        source = training.mpii_data(annotations, images, validation)
     folder = out or Path("runs", f"{plan.name}-{data.value}")
     console = Console()
     console.print(_pairs(f"recipe {plan.name}", plan.to_dict()))
-    result = training.train(
-        plan,
-        source,
-        folder,
-        seed=seed,
-        precision=precision.value if precision else None,
-        workers=workers,
-        resume="last" if resume else None,
-    )
+    result = training.train(plan, source, folder, seed=seed, workers=workers, resume="last" if resume else None)
     console.print(_scores(result.initial, result.final))
     console.print(f"weights: {result.weights}", soft_wrap=True, highlight=False)
 
@@ -168,7 +170,7 @@ def _pairs(title: str, values: Mapping[str, Any]) -> Table:
 
 def _scores(initial: Mapping[str, float], final: Mapping[str, float]) -> Table:
     table = Table("joint", title="PCKh@0.5 (%)", title_justify="left")
-    for column in ("first stack", "last stack"):
+    for column in ("initial stack", "final stack"):
         table.add_column(column, justify="right")
     for name in final:
         table.add_row(name, f"{initial[name]:.1f}", f"{final[name]:.1f}")
@@ -217,12 +219,13 @@ def predict(
     def locate(file: Path, image: Image) -> list[Person]:
         if annotated is not None:
             return [replace(person, image=image) for person in annotated[file.name]]
-        if middle is not None:
+        if middle is not None and scale is not None:
             return [predictor.person_at(image, middle, scale)]
         return [predictor.person_in_box(image, corners)]
 
     errors = predict_files(predictor, files, locate, out, flip_test=flip_test)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         failed = [error for error in progress.track(errors, total=len(files), description="predicting") if error]
     for error in failed:
         _complain(error)
@@ -260,9 +263,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of the recipe's.")] = None,
 ) -> None:
     """Train a small hourglass on drawn figures, show what it learnt, and time fused against plain PyTorch ops."""
-    from fastpose.demo import demo
+    from fastpose.demo import run_demo
 
-    demo(out, steps=steps)
+    run_demo(out, steps=steps)
 
 
 @app.command()
@@ -282,13 +285,13 @@ def info() -> None:
     console.print(_pairs("devices", {str(device): _describe_device(device) for device in devices}))
 
     table = Table("op", *map(str, devices), title="kernels", title_justify="left")
-    reasons: dict[str, None] = {}
+    reasons = set()
     for case in CASES:
-        found = [_why_not_fused(case, device) for device in devices]
-        table.add_row(case.name, *("fused" if reason is None else "no" for reason in found))
-        reasons.update((f"{case.name} on {device}: {reason}", None) for device, reason in zip(devices, found) if reason)
+        found = {str(device): _why_not_fused(case, device) for device in devices}
+        table.add_row(case.name, *("no" if reason else "fused" for reason in found.values()))
+        reasons |= {f"{device}: {reason}" for device, reason in found.items() if reason}
     console.print(table)
-    for reason in reasons:
+    for reason in sorted(reasons):
         console.print(reason, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from fastpose import _check
+from fastpose.ops import Decoded, decode_heatmaps, gaussian_heatmap, heatmap_mse_loss
 from fastpose.ops._gaussian import gaussian_args
-from fastpose.ops.decode_heatmaps import BORDERS, METHODS, Decoded, decode_heatmaps
-from fastpose.ops.gaussian_heatmap import gaussian_heatmap
-from fastpose.ops.heatmap_mse_loss import REDUCTIONS, UNLABELLED, heatmap_mse_loss
+from fastpose.ops.decode_heatmaps import BORDERS, METHODS
+from fastpose.ops.heatmap_mse_loss import REDUCTIONS, UNLABELLED
 
 MAPPINGS = ("centre", "corner", "udp")
 

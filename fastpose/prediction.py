@@ -53,7 +53,10 @@ class Predictor:
             is moved to the device and switched to evaluation.
         codec: convention that the model was trained with.
         skeleton: joints of the heatmaps.
-        device: where to run; None: the first GPU if there is one, else the CPU.
+        device: where to run; None: the current GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Predictor:
         skeleton: Skeleton,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.codec = codec
         self.skeleton = skeleton
@@ -121,7 +124,7 @@ class Predictor:
             poses += map(Pose, coordinates, scores, (people[index] for index in batch["index"].tolist()))
         return poses
 
-    def person_at(self, image: NDArray[np.uint8], center: tuple[float, float], scale: float) -> Person:
+    def person_at(self, image: NDArray[np.uint8], center: Sequence[float], scale: float) -> Person:
         """Make the record of an unlabelled person from MPII's two numbers for where someone is.
 
         Args:
@@ -141,7 +144,7 @@ class Predictor:
             scale=scale,
         )
 
-    def person_in_box(self, image: NDArray[np.uint8], box: tuple[float, float, float, float] | None = None) -> Person:
+    def person_in_box(self, image: NDArray[np.uint8], box: Sequence[float] | None = None) -> Person:
         """Make the record of an unlabelled person in a box.
 
         The crop is centred on the box, and as much larger than its longer side as crops were in training.
@@ -155,7 +158,7 @@ class Predictor:
             ValueError: if the box is not finite, is empty or lies outside of the image.
         """
         rows, columns = image.shape[:2]
-        x, y, width, height = box = box or (0, 0, columns, rows)
+        x, y, width, height = box = (0, 0, columns, rows) if box is None else tuple(box)
         if not (all(map(math.isfinite, box)) and width > 0 and height > 0):
             raise ValueError(f"box: got {box}, allowed are finite x, y and positive width, height")
         if x >= columns or y >= rows or x + width <= 0 or y + height <= 0:
@@ -181,3 +184,11 @@ class Predictor:
 def crop_settings(codec: HeatmapCodec) -> CropSettings:
     """Crops without augmentation that meet the codec: of its input size, and unbiased where it is."""
     return CropSettings(size=codec.input_size, convention="udp" if codec.mapping == "udp" else "corner")
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA says so by an assertion
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device: got {str(device)!r}, which cannot be used here: {reason}") from error

@@ -15,10 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastpose.nn
-from fastpose.ops.decode_heatmaps import decode_heatmaps
-from fastpose.ops.gaussian_heatmap import gaussian_heatmap
-from fastpose.ops.heatmap_mse_loss import heatmap_mse_loss
-from fastpose.ops.soft_argmax2d import soft_argmax2d
+from fastpose.ops import decode_heatmaps, gaussian_heatmap, heatmap_mse_loss, soft_argmax2d
 
 _SIZE = (12, 16)
 

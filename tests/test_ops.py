@@ -10,12 +10,14 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -106,7 +108,7 @@ def check(case: OpCase, call: Call, layout: str = "contiguous") -> None:
     compare = assert_same_in_float64 if in_float64 else assert_accurate
     for i, values in enumerate(zip(ours.outputs, exact.outputs, eager.outputs, strict=True)):
         compare(f"output {i}", *values, factor=2)
-    # Rounded twice, a number is off by up to 3 times as much: half a unit, which the next binade doubles, and half a unit.
+    # Rounded twice, a number is off by 3 times as much at most: half a unit, which the next binade doubles, and half.
     factor = 2 if case.gradient_roundings == 1 else 3
     for name, *values in zip(call.differentiable, ours.gradients, exact.gradients, eager.gradients, strict=False):
         compare(f"gradient of {name}", *values, factor=factor)
@@ -219,6 +221,20 @@ def test_runs_agree_bit_for_bit(case: OpCase, dtype: torch.dtype, device: torch.
     assert_same_bits(fused(call), fused(call))
 
 
+@pytest.mark.kernel
+@each_case
+def test_float64_is_for_the_cpu(case: OpCase, device: torch.device, pytestconfig: pytest.Config) -> None:
+    call = case.call(SMALL, dtype=torch.float64, device=device)
+    if device.type == "cuda":
+        with pytest.raises(TypeError, match=r"got float64 on cuda:0, allowed on a GPU are float32, float16 and bfloat16"):
+            call()
+    elif pytestconfig.getoption("cuda_on_cpu"):  # which shows that these tests do reach the CUDA kernels
+        with pytest.raises(RuntimeError, match="float64 maps are for the CPU"):
+            call()
+    else:
+        assert call()[0].dtype == torch.float64
+
+
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """torch fills what it allocates with NaN, for kernels too."""
@@ -263,6 +279,41 @@ def test_out_of_any_layout(
     torch.testing.assert_close(out, expected.detach(), rtol=torch.finfo(dtype).eps, atol=1e-30)
     out.fill_(-7)
     assert (whole_storage(out) == -7).all()
+
+
+def free_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0] / 2**30
+    words = Path("/proc/meminfo").read_text().split()
+    return int(words[words.index("MemAvailable:") + 1]) / 2**20
+
+
+@pytest.mark.kernel
+@each_case
+def test_offsets_beyond_2_31_elements(case: OpCase, device: torch.device) -> None:
+    if free_gib(device) < 12:
+        pytest.skip("needs 12 GiB, most of them never touched on a CPU")
+    call = case.call(SMALL, dtype=torch.bfloat16, device=device, layout="far_apart")
+    check(case, call, "far_apart")
+    if "out" in inspect.signature(case.public).parameters:
+        expected = call()[0].detach()
+        out = lay_out(torch.zeros_like(expected), "far_apart")
+        assert torch.equal(call(out=out)[0], expected)
+
+
+@pytest.mark.parametrize("height", [2**12 + 1, 2**15 + 1])
+@each_case
+def test_maps_beyond_2_24_and_2_31_elements(case: OpCase, height: int, device: torch.device) -> None:
+    """The peak is found in the last cell, whose number is neither a float32 nor a 32-bit integer."""
+    if "heatmaps" not in inspect.signature(case.public).parameters:
+        pytest.skip("reads no coordinates from maps")
+    width = 2 * height if height > 2**15 else height
+    memory = torch.zeros(height + width - 1, device=device)
+    memory[-1] = 100
+    heatmaps = memory.as_strided((1, 1, height, width), (0, 0, 1, 1))  # cell (y, x) is memory[y + x]
+    with torch.no_grad():
+        coordinates = case.public(heatmaps)[0]
+    assert coordinates.tolist() == [[[width - 1, height - 1]]]
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -383,14 +434,27 @@ def test_compiles_with_inductor(case: OpCase, device: torch.device) -> None:
 @each_case
 def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> None:
     torch.compiler.reset()
-    calls = [case.call(shape, device=device) for shape in ((2, 3, 9, 8), (3, 4, 10, 7), (4, 5, 12, 16))]
-    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(calls[0].function, backend=frames, fullgraph=True, dynamic=True)
+    calls = [case.call(shape, device=device) for shape in ((4, 3, 9, 8), (5, 6, 10, 7), (6, 7, 12, 16))]
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(calls[0].function, backend=backend, fullgraph=True, dynamic=True)
+    graphs = []
     for call in calls:
-        result = compiled(**{**call.tensors, **call.options})
-        result = result if isinstance(result, torch.Tensor) else result[0]
-        assert torch.equal(result, call()[0])
-    assert frames.frame_count == 1
+        results = compiled(**{**call.tensors, **call.options})
+        assert torch.equal(results if isinstance(results, torch.Tensor) else results[0], call()[0])
+        graphs.append(backend.frame_count)
+    assert graphs == graphs[:1] * len(calls)
+
+
+@each_case
+def test_compiled_options_may_vary(case: OpCase, device: torch.device) -> None:
+    """Numbers that change from call to call become inputs of the graph, which the checks of arguments must bear."""
+    torch.compiler.reset()
+    call = case.call(SMALL, device=device)
+    number = "sigma" if "sigma" in call.options else "temperature"
+    compiled = torch.compile(call.function, backend="aot_eager", fullgraph=True)
+    for value in (1.0, 1.5, 2.5):
+        results = compiled(**{**call.tensors, **call.options, number: value})
+        assert torch.equal(results if isinstance(results, torch.Tensor) else results[0], call(**{number: value})[0])
 
 
 @each_variant

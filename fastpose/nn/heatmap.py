@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastpose.ops.decode_heatmaps import Decoded, decode_heatmaps
-from fastpose.ops.gaussian_heatmap import gaussian_heatmap
-from fastpose.ops.heatmap_mse_loss import heatmap_mse_loss
-from fastpose.ops.soft_argmax2d import SoftArgmax, soft_argmax2d
+from fastpose.ops import Decoded, SoftArgmax, decode_heatmaps, gaussian_heatmap, heatmap_mse_loss, soft_argmax2d
 
 
 class _Options(nn.Module):

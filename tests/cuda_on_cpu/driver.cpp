@@ -1,0 +1,140 @@
+// Runs every CUDA kernel of one op on small maps, for the sanitizers: driver <op>. Prints the barriers that it came by.
+#include <cstdio>
+#include <limits>
+
+#include "decode_heatmaps.h"
+#include "device.cuh"
+#include "gaussian_heatmap.h"
+#include "heatmap_mse_loss.h"
+#include "soft_argmax2d.h"
+
+using namespace fastpose;
+
+namespace {
+
+constexpr int64_t kBatch = 1, kHeight = 7;
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// Memory of exactly the size that is asked for, so that AddressSanitizer sees the first byte beyond.
+std::vector<std::unique_ptr<char[]>> memory;
+
+template <typename T> T* allocate(int64_t count) {
+  memory.emplace_back(new char[count * sizeof(T)]());
+  return reinterpret_cast<T*>(memory.back().get());
+}
+
+float random_number() {  // in [0, 1), the same in every run
+  static uint32_t state = 1;
+  state = state * 1664525u + 1013904223u;
+  return float(state >> 8) / float(1 << 24);
+}
+
+float* numbers(int64_t count, float scale) {
+  float* data = allocate<float>(count);
+  for (int64_t i = 0; i < count; ++i) data[i] = scale * random_number();
+  return data;
+}
+
+// Which packs fit: of columns, of joints, or none.
+enum class Layout { planes, channels_last, odd };
+
+struct Shape {
+  DType dtype;
+  Layout layout;
+  int64_t joints, width;
+
+  int64_t elements() const { return kBatch * joints * kHeight * width; }
+};
+
+Maps new_maps(const Shape& s) {
+  const int64_t size = s.dtype == DType::float32 ? 4 : 2;
+  char* data = allocate<char>(s.elements() * size);
+  for (int64_t i = 0; i < s.elements(); ++i) {
+    const float value = i % 101 == 7 ? kNaN : random_number();
+    if (s.dtype == DType::float32) std::memcpy(data + i * size, &value, 4);
+    else if (s.dtype == DType::float16) narrow(value, reinterpret_cast<Half*>(data + i * size));
+    else narrow(value, reinterpret_cast<BFloat16*>(data + i * size));
+  }
+  const int64_t plane = kHeight * s.width, image = s.joints * plane;
+  return s.layout == Layout::channels_last ? Maps{data, image, 1, s.width * s.joints, s.joints} : Maps{data, image, plane, s.width, 1};
+}
+
+Gaussians gaussians(const Shape& s, int64_t people, bool disc) {
+  float* keypoints = numbers(kBatch * people * s.joints * 2, float(s.width));
+  keypoints[0] = kNaN;
+  float* sigmas = allocate<float>(s.joints);
+  std::fill_n(sigmas, s.joints, 1.5f);
+  return {.keypoints = keypoints, .sigmas = sigmas, .sigma = 1, .batch = kBatch, .people = people, .joints = s.joints,
+          .height = kHeight, .width = s.width, .rounding = Rounding::none, .radius = 3.2, .circular = disc, .add = disc,
+          .amplitude = 1, .offset = 0};
+}
+
+constexpr int64_t kPeople[] = {1, 9};  // fewer and more than are in shared memory at a time
+
+void gaussian_heatmap(const Shape& s) {
+  for (int64_t people : kPeople)
+    for (bool disc : {false, true}) {
+      const Gaussians g = gaussians(s, people, disc);
+      gaussian_heatmap_cuda({g, s.dtype, new_maps(s)}, nullptr);
+      const int64_t count = kBatch * people * s.joints;
+      gaussian_heatmap_backward_cuda({g, s.dtype, new_maps(s), allocate<float>(2 * count), allocate<float>(count)}, nullptr);
+    }
+}
+
+void heatmap_mse_loss(const Shape& s) {
+  constexpr int64_t kStacks = 2;
+  for (int64_t people : kPeople)
+    for (bool disc : {false, true}) {
+      Stack stacks[kStacks];
+      for (Stack& stack : stacks) stack = {new_maps(s), new_maps(s)};
+      const HeatmapMSELoss job{gaussians(s, people, disc), s.dtype, stacks, kStacks, numbers(kBatch * s.joints, 1), true, 1, 2};
+      heatmap_mse_loss_cuda(job, allocate<float>(kStacks * heatmap_mse_loss_tiles(job)), allocate<float>(kStacks), nullptr);
+    }
+  const Maps saved = new_maps(s);
+  heatmap_mse_loss_scale_cuda({saved.data, saved.data, s.elements(), s.dtype, numbers(1, 1), 1}, nullptr);
+}
+
+void soft_argmax2d(const Shape& s) {
+  const int64_t count = kBatch * s.joints;
+  for (bool covariance : {false, true}) {
+    const SoftArgmax2d job{s.dtype, new_maps(s), kBatch, s.joints, kHeight, s.width, 0.5, allocate<float>(2 * count),
+                           allocate<float>(count), covariance ? allocate<float>(4 * count) : nullptr, allocate<int64_t>(count)};
+    soft_argmax2d_cuda(job, allocate<char>(soft_argmax2d_state_bytes(job)), nullptr);
+    soft_argmax2d_backward_cuda({job, numbers(2 * count, 1), numbers(count, 1), covariance ? numbers(4 * count, 1) : nullptr,
+                                 new_maps(s)}, nullptr);
+  }
+}
+
+void decode_heatmaps(const Shape& s) {
+  const int64_t count = kBatch * s.joints;
+  for (DecodeMethod method : {DecodeMethod::quarter, DecodeMethod::dark, DecodeMethod::soft_window})
+    for (int64_t shift : {-1, 0, 1}) {  // -1: no flip test
+      DecodeHeatmaps job{.dtype = s.dtype, .batch = kBatch, .joints = s.joints, .height = kHeight, .width = s.width,
+                         .maps = new_maps(s), .flipped = shift < 0 ? Maps{} : new_maps(s), .flip_permutation = nullptr,
+                         .flip_shift = std::max<int64_t>(shift, 0), .affine = numbers(6 * kBatch, 1), .method = method,
+                         .border = QuarterBorder::msra, .blur_size = 5, .blur_sigma = 1, .radius = 2, .temperature = 1};
+      job.coordinates = allocate<float>(2 * count);
+      job.scores = allocate<float>(count);
+      job.cells = allocate<int64_t>(count);
+      const int64_t parts = kBatch * decode_heatmaps_parts(job) * s.joints;
+      decode_heatmaps_cuda(job, allocate<float>(parts), allocate<int64_t>(parts), nullptr);
+      decode_heatmaps_backward_cuda(job, new_maps(s), shift < 0 ? Maps{} : new_maps(s), nullptr);
+    }
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  const std::string op = arguments[1];
+  for (DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    for (Layout layout : {Layout::planes, Layout::channels_last, Layout::odd}) {
+      const bool odd = layout == Layout::odd;
+      const Shape shape{dtype, layout, odd ? 3 : 8, odd ? 67 : 72};
+      if (op == "gaussian_heatmap") gaussian_heatmap(shape);
+      else if (op == "heatmap_mse_loss") heatmap_mse_loss(shape);
+      else if (op == "soft_argmax2d") soft_argmax2d(shape);
+      else if (op == "decode_heatmaps") decode_heatmaps(shape);
+      else return 2;
+    }
+  for (const std::string& barrier : cuda_on_cpu::reached) std::printf("barrier %s\n", barrier.c_str());
+}

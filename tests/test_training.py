@@ -1,0 +1,351 @@
+"""Recipes and training: what a run learns, leaves behind and repeats."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastpose.checkpoints import load_model, read_metadata
+from fastpose.codec import HeatmapCodec
+from fastpose.metrics import pck
+from fastpose.prediction import Predictor
+from fastpose.recipes import RECIPES, Recipe, get_recipe
+from fastpose.skeletons import LSP, MPII
+from fastpose.training import (
+    HeatmapPose,
+    PoseDataModule,
+    TrainingData,
+    TrainingResult,
+    figures_data,
+    mpii_data,
+    train,
+)
+
+TINY = get_recipe(
+    "hourglass-demo",
+    model_options={"stacks": 2, "features": 8, "depth": 2},
+    input_size=(32, 32),
+    batch_size=4,
+    steps=9,
+    epoch_steps=3,
+    precision="fp32",
+)
+PLATEAU = replace(
+    TINY,
+    optimizer="RMSprop",
+    optimizer_options={"lr": 2.5e-3},
+    schedule="ReduceLROnPlateau",
+    schedule_options={"factor": 0.1, "patience": 0, "threshold": 1e9},  # no gain is ever enough
+    augmentation="pytorch_pose",
+    clip_norm=1.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(out: Path, recipe: Recipe = TINY, data: TrainingData | None = None, **options: Any) -> TrainingResult:
+    data = data or figures_data(recipe, options.get("seed", 0), validation=8)
+    return train(recipe, data, out, **{"workers": 0, "progress": False, **options})
+
+
+def same_weights(one: TrainingResult, other: TrainingResult) -> bool:
+    first, second = load_file(one.weights), load_file(other.weights)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    torch.set_num_threads(1)
+    return run(tmp_path_factory.mktemp("finished"))
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_survives_json(name: str) -> None:
+    recipe = get_recipe(name)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_hourglass_recipe_is_that_of_the_paper() -> None:
+    recipe = get_recipe("hourglass")
+    assert (recipe.optimizer, recipe.optimizer_options["lr"], recipe.batch_size) == ("RMSprop", 2.5e-4, 6)
+    assert recipe.epochs == 100
+    assert recipe.make_codec() == HeatmapCodec.preset("torch7_hourglass", 256)
+    with torch.device("meta"):
+        parameters = HeatmapPose(recipe, MPII).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == 25_434_112
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, (1, 1)), (560, (560, 560)), (1000, (1000, 500)), (1001, (1002, 501))]
+)
+def test_fewer_steps_keep_whole_epochs(steps: int, expected: tuple[int, int]) -> None:
+    recipe = get_recipe("hourglass-demo", steps=steps)
+    assert (recipe.steps, recipe.epoch_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "word"),
+    [
+        ({"lr": 1.0}, TypeError, "lr"),
+        ({"steps": 0}, ValueError, "steps"),
+        ({"steps": 10, "epoch_steps": 4}, ValueError, "epoch_steps"),
+        ({"optimizer": "Adagrad"}, ValueError, "optimizer"),
+        ({"optimizer_options": {}}, ValueError, "lr"),
+        ({"codec": "coco"}, ValueError, "coco"),
+        ({"precision": "fp8"}, ValueError, "precision"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm"),
+    ],
+)
+def test_recipe_refuses(overrides: dict[str, Any], error: type[Exception], word: str) -> None:
+    with pytest.raises(error, match=word):
+        get_recipe("hourglass", **overrides)
+
+
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ValueError, match="hourglass-demo"):
+        get_recipe("hourglas")
+
+
+# ---- what a run does -------------------------------------------------------------------------------------------------
+
+
+def test_zero_heads_start_from_empty_maps() -> None:
+    module = HeatmapPose(TINY, MPII)
+    assert all(not heatmaps.any() for heatmaps in module(torch.rand(2, 3, 32, 32)))
+    module = HeatmapPose(replace(TINY, zero_heads=False), MPII)
+    assert all(heatmaps.any() for heatmaps in module(torch.rand(2, 3, 32, 32)))
+
+
+def test_loss_falls_below_that_of_empty_maps(tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=40, epoch_steps=10)
+    data = figures_data(recipe, validation=8)
+    loss = run(tmp_path, recipe, data).history["loss"]
+    keypoints = torch.stack(
+        [sample["keypoints"] for sample in map(PoseDataModule(data, recipe).train.__getitem__, range(64))]
+    )
+    empty = 2 * recipe.make_codec().loss(torch.zeros(64, 16, 8, 8), keypoints)  # of both stacks
+    assert loss == sorted(loss, reverse=True)
+    assert loss[-1] < 0.97 * empty
+
+
+def test_every_pass_sees_everyone_once_and_changed_anew() -> None:
+    people = figures_data(TINY, validation=5).validation
+    recipe = replace(PLATEAU, batch_size=5)
+    samples = PoseDataModule(TrainingData("five", people, people, MPII), recipe, seed=3).train
+    passes = [[samples[5 * number + index] for index in range(5)] for number in range(recipe.steps)]
+    assert len(samples) == 5 * recipe.steps
+    orders = [tuple(int(sample["image_id"]) for sample in one) for one in passes]
+    assert all(Counter(order) == Counter(range(5)) for order in orders)
+    assert len(set(orders)) > 1
+    crops = [sample["crop_to_image"] for one in passes for sample in one if sample["image_id"] == 2]
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) == len(crops)
+
+
+def test_scores_are_those_of_the_saved_weights(finished: TrainingResult) -> None:
+    people = figures_data(TINY, validation=8).validation
+    predictor = Predictor.load(finished.weights, device="cpu")
+    labels = torch.from_numpy(np.stack([person.keypoints for person in people]))
+    lengths = torch.tensor([person.head_size for person in people])
+    for stage, scores in ((0, finished.initial), (-1, finished.final)):
+        poses = predictor.predict(people, flip_test=False, stage=stage)
+        points = torch.from_numpy(np.stack([pose.keypoints for pose in poses]))
+        expected = pck(points, labels, lengths, "mpii_official")
+        assert scores == {name: float(expected[name]) for name in scores}
+    groups = ["head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "total"]
+    assert list(finished.initial) == list(finished.final) == groups
+
+
+def test_run_leaves_weights_checkpoints_and_logs(finished: TrainingResult) -> None:
+    metadata = read_metadata(finished.weights)
+    assert HeatmapCodec.from_dict(json.loads(metadata["fastpose.codec"])) == TINY.make_codec()
+    assert Recipe.from_dict(json.loads(metadata["fastpose.recipe"])) == TINY
+    assert metadata["fastpose.skeleton"] == "mpii"
+    assert load_model(finished.weights).options["stacks"] == 2
+    out = finished.weights.parent
+    assert {file.name for file in (out / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    with open(out / "logs" / "version_0" / "metrics.csv", newline="") as file:
+        logged = [float(row["PCKh"]) for row in csv.DictReader(file) if row["PCKh"]]
+    assert logged == pytest.approx(finished.history["PCKh@0.5 last stack"])
+    assert list((out / "logs" / "version_0").glob("events.out.tfevents.*"))
+    assert {len(values) for values in finished.history.values()} == {3}
+    assert finished.history["PCKh@0.5 last stack"][-1] == finished.final["total"]
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_weights(
+    tmp_path: Path, finished: TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes = set()
+    loss = HeatmapCodec.loss
+
+    def spy(codec: HeatmapCodec, predictions: list[torch.Tensor], *args: Any) -> torch.Tensor:
+        dtypes.update(heatmaps.dtype for heatmaps in predictions)
+        return loss(codec, predictions, *args)
+
+    monkeypatch.setattr(HeatmapCodec, "loss", spy)
+    result = run(tmp_path, precision="bf16")
+    assert dtypes == {torch.bfloat16}
+    assert {t.dtype for t in load_file(result.weights).values() if t.is_floating_point()} == {torch.float32}
+    assert result.history["loss"] == pytest.approx(finished.history["loss"], rel=0.02)
+    assert not same_weights(result, finished)
+
+
+# ---- what a run repeats ----------------------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_weights_whoever_loads(tmp_path: Path, finished: TrainingResult) -> None:
+    torch.manual_seed(1234)  # of no account
+    again = run(tmp_path / "again", workers=2)
+    assert same_weights(again, finished)
+    assert (again.history, again.final) == (finished.history, finished.final)
+    assert not same_weights(run(tmp_path / "other", seed=1), finished)
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("recipe", [TINY, PLATEAU], ids=["OneCycleLR", "ReduceLROnPlateau"])
+def test_resumed_run_ends_as_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(module: HeatmapPose, *_: Any) -> None:
+        if module.global_step == 5:
+            raise Interruption
+
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(HeatmapPose, "on_train_batch_start", interrupt)
+        run(tmp_path / "parts", recipe)
+    parts = run(tmp_path / "parts", recipe, resume="last")
+    whole = run(tmp_path / "whole", recipe)
+    assert same_weights(parts, whole)
+    assert (parts.history, parts.initial, parts.final) == (whole.history, whole.initial, whole.final)
+    last = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)
+    rate = last["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(2.5e-5 if recipe is PLATEAU else 3e-6)  # two of the three epochs were no better
+
+
+def test_finished_run_can_be_resumed_to_its_result(finished: TrainingResult, tmp_path: Path) -> None:
+    last = finished.weights.parent / "checkpoints" / "last.ckpt"
+    again = run(tmp_path, resume=last)
+    assert same_weights(again, finished)
+    assert (again.history, again.initial, again.final) == (finished.history, finished.initial, finished.final)
+
+
+def test_infinite_loss_ends_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, finished: TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = HeatmapPose.training_step
+
+    def diverge(module: HeatmapPose, *args: Any) -> torch.Tensor:
+        return step(module, *args) * (torch.nan if module.global_step == 4 else 1)
+
+    original = HeatmapCodec.loss
+
+    def broken(codec: HeatmapCodec, predictions: list[torch.Tensor], *args: Any) -> torch.Tensor:
+        broken.calls += 1
+        return original(codec, predictions, *args) * (torch.nan if broken.calls == 5 else 1)
+
+    broken.calls = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(HeatmapCodec, "loss", broken)
+        with pytest.raises(FloatingPointError, match=r"step 6 of 9.*lr"):
+            run(tmp_path)
+    for name in ("last", "best"):
+        kept = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert kept["global_step"] == 3
+        assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert same_weights(run(tmp_path, resume="last"), finished)
+
+
+# ---- what a run refuses ----------------------------------------------------------------------------------------------
+
+
+def test_existing_run_is_not_overwritten(finished: TrainingResult) -> None:
+    before = finished.weights.read_bytes()
+    with pytest.raises(FileExistsError, match="resume"):
+        run(finished.weights.parent, seed=1)
+    assert finished.weights.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"resume": "last"}, FileNotFoundError, "last.ckpt"),
+        ({"precision": "fp16"}, ValueError, "precision"),
+        ({"workers": -1}, ValueError, "workers"),
+        ({"seed": -1, "data": figures_data(TINY, validation=1)}, ValueError, "seed"),
+    ],
+)
+def test_train_refuses(options: dict[str, Any], error: type[Exception], word: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=word):
+        run(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_of_another_run_is_refused(finished: TrainingResult, tmp_path: Path) -> None:
+    last = finished.weights.parent / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match="batch_size is 2, was 4"):
+        run(tmp_path, replace(TINY, batch_size=2), resume=last)
+    with pytest.raises(ValueError, match="seed is 1, was 0"):
+        run(tmp_path, seed=1, resume=last)
+
+
+def test_data_without_people_or_head_boxes_is_refused() -> None:
+    people = figures_data(TINY, validation=1).validation
+    with pytest.raises(ValueError, match="validation"):
+        TrainingData("none", people, [], MPII)
+    with pytest.raises(ValueError, match="lsp"):
+        TrainingData("lsp", people, people, LSP)
+
+
+# ---- MPII ------------------------------------------------------------------------------------------------------------
+
+
+def _entry(is_validation: int) -> dict[str, Any]:
+    return {
+        "img_paths": "a.jpg",
+        "objpos": [50.0, 50.0],
+        "scale_provided": 0.5,
+        "joint_self": [[10.0, 20.0, 1.0]] * 16,
+        "isValidation": is_validation,
+    }
+
+
+def test_mpii_file_with_splits_is_split(tmp_path: Path) -> None:
+    file = tmp_path / "mpii.json"
+    file.write_text(json.dumps([_entry(0), _entry(1), _entry(0)]))
+    data = mpii_data(file)
+    assert (len(data.train), len(data.validation)) == (2, 1)
+    data = mpii_data(file, validation=file)
+    assert (len(data.train), len(data.validation)) == (3, 3)
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
+        run(tmp_path / "out", data=data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_five_real_people_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> None:
+    recipe = get_recipe("hourglass-demo", model_options={"stacks": 2, "features": 32}, batch_size=5, steps=150)
+    data = mpii_data(shared_data / "mpii" / "test_mpii.json", shared_data / "mpii" / "images")
+    result = run(tmp_path, recipe, data)
+    assert len(data.train) == 5
+    assert result.final["total"] == 100
