@@ -205,9 +205,7 @@ def dark_torch(heatmaps: torch.Tensor) -> torch.Tensor:
     index = (y[..., None, None] + step[:, None]) * (width + 2 * reach) + x[..., None, None] + step
     patch = padded.gather(-1, index.flatten(2)).view(-1, 1, side, side)
     kernel = torch.from_numpy(cv2.getGaussianKernel(BLUR, BLUR_SIGMA)).to(heatmaps)
-    blurred = torch.nn.functional.conv2d(
-        torch.nn.functional.conv2d(patch, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)
-    )
+    blurred = torch.nn.functional.conv2d(torch.nn.functional.conv2d(patch, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     log = blurred.clamp(min=1e-10).log().view(*x.shape, 5, 5)
     dx, dy = (log[..., 2, 3] - log[..., 2, 1]) / 2, (log[..., 3, 2] - log[..., 1, 2]) / 2
     centre = log[..., 2, 2]
@@ -248,6 +246,4 @@ def quarter_baselines(device: str) -> Baselines:
 
 
 def dark_baselines(device: str) -> Baselines:
-    return installed(
-        {"eager local": dark_torch, "compile local": compiled(dark_torch), "numpy, full blur": dark_numpy}, device
-    )
+    return installed({"eager local": dark_torch, "compile local": compiled(dark_torch), "numpy, full blur": dark_numpy}, device)

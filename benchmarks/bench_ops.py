@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,9 +33,7 @@ def first_tensor(result: Any) -> torch.Tensor:
 def check_same(workload: Workload, name: str, result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
     crop = (..., slice(workload.crop, -workload.crop), slice(workload.crop, -workload.crop)) if workload.crop else ...
     error = (result.float()[crop] - expected.float()[crop]).abs().max().item()
-    allowed = (
-        workload.tolerance if dtype == torch.float32 else max(workload.tolerance, 1.0 if result.dim() == 3 else 0.01)
-    )
+    allowed = workload.tolerance if dtype == torch.float32 else max(workload.tolerance, 1.0 if result.dim() == 3 else 0.01)
     assert error <= allowed, f"{workload.name}: {name} differs from the fused op by {error:.3g}, allowed is {allowed}"
 
 
@@ -73,10 +72,10 @@ def test_op(benchmark: Any, workload: Workload, batch: int, dtype: str, device: 
     torch.compiler.reset()
     inputs = workload.make(batch, precision, device)
     expected = first_tensor(workload.fused(*inputs))
-    providers: dict[str, Callable[[], Any]] = {"fastpose": lambda: workload.fused(*inputs)}
+    providers: dict[str, Callable[[], Any]] = {"fastpose": partial(workload.fused, *inputs)}
     for name, function in workload.baselines(device).items():
         check_same(workload, name, first_tensor(function(*inputs)), expected, precision)
-        providers[name] = lambda function=function: function(*inputs)
+        providers[name] = partial(function, *inputs)
     providers["copy"] = copy_of_same_size(batch, precision, device)
 
     seconds = interleaved(providers, device)

@@ -25,9 +25,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         ms, best = row["milliseconds"], row["fastest_baseline"]
-        others = ", ".join(
-            f"{name} {ratio:.1f}×" for name, ratio in sorted(row["speedups"].items(), key=lambda i: i[1])
-        )
+        others = ", ".join(f"{name} {ratio:.1f}×" for name, ratio in sorted(row["speedups"].items(), key=lambda i: i[1]))
         lines.append(
             f"| {row['workload']} | {'×'.join(map(str, row['shape']))} {row['dtype']} | {row['threads'] or '–'} "
             f"| {ms['fastpose']:.3f} | {best} | {ms[best]:.3f} | **{row['speedup']:.1f}×** | {row['times_copy']:.2f} | {others} |"

@@ -6,13 +6,6 @@
 #include "dtype.h"
 #include "simd_level.h"
 
-// Internal linkage: the CPU kernels are compiled once per instruction set, and the linker must not mix them.
-#ifdef __CUDACC__
-#define FASTPOSE_SHARED static __device__ __forceinline__
-#else
-#define FASTPOSE_SHARED static inline
-#endif
-
 namespace fastpose {
 
 enum class DecodeMethod : int64_t { argmax, quarter, dark, soft_window };
@@ -57,13 +50,13 @@ void decode_heatmaps_backward_cuda(const DecodeHeatmaps&, const Maps& gradient, 
 // ---- the flip test --------------------------------------------------------------------------------------------------
 
 // The map of the mirrored image that belongs to joint k, or -1 if a permutation on a GPU, which nobody has checked, is none.
-FASTPOSE_SHARED int64_t flipped_joint(const DecodeHeatmaps& job, int64_t k) {
+FASTPOSE_HOST_DEVICE int64_t flipped_joint(const DecodeHeatmaps& job, int64_t k) {
   if (!job.flip_permutation) return k;
   const int64_t mirrored = job.flip_permutation[k];
   return mirrored >= 0 && mirrored < job.joints ? mirrored : -1;
 }
 
-FASTPOSE_SHARED int64_t flipped_column(const DecodeHeatmaps& job, int64_t x) {
+FASTPOSE_HOST_DEVICE int64_t flipped_column(const DecodeHeatmaps& job, int64_t x) {
   return job.width - 1 - (x > job.flip_shift ? x - job.flip_shift : 0);
 }
 
@@ -79,10 +72,10 @@ template <typename A> struct Offset {
   A x, y;
 };
 
-template <typename A> FASTPOSE_SHARED bool is_finite(A a) { return a - a == 0; }
+template <typename A> FASTPOSE_HOST_DEVICE bool is_finite(A a) { return a - a == 0; }
 
 // A quarter of a pixel toward the larger neighbour.
-template <typename Plane> FASTPOSE_SHARED auto quarter_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x) {
+template <typename Plane> FASTPOSE_HOST_DEVICE auto quarter_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x) {
   using A = typename Plane::Value;
   const int64_t last_x = job.width - 1, last_y = job.height - 1;
   const int64_t margin = job.border == QuarterBorder::msra ? 2 : 1;
@@ -96,7 +89,7 @@ template <typename Plane> FASTPOSE_SHARED auto quarter_offset(const DecodeHeatma
 }
 
 // blur_size weights of sum 1 between four zeros on either side; the caller fills i = first, first + step, ...
-template <typename A> FASTPOSE_SHARED void fill_blur_weights(const DecodeHeatmaps& job, A* weights, int64_t first, int64_t step) {
+template <typename A> FASTPOSE_HOST_DEVICE void fill_blur_weights(const DecodeHeatmaps& job, A* weights, int64_t first, int64_t step) {
   const int64_t half = job.blur_size / 2;
   const A sigma = A(job.blur_sigma), scale = A(-0.5) / (sigma * sigma);
   A total = 0;
@@ -110,7 +103,7 @@ template <typename A> FASTPOSE_SHARED void fill_blur_weights(const DecodeHeatmap
 // DARK: one Newton step -H^-1 g on the log of the blurred map, from its values at 13 points around the maximum. The blur is
 // separable, so 5 x (blur_size + 4) sums down the columns and 5 x 5 along the rows do. `scratch` holds 10 pitch(blur_size + 4).
 template <typename Plane, typename Team>
-FASTPOSE_SHARED auto dark_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x,
+FASTPOSE_HOST_DEVICE auto dark_offset(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x,
                                  const typename Plane::Value* weights, typename Plane::Value* scratch, const Team& team) {
   using A = typename Plane::Value;
   using Vector = typename Team::Vector;
@@ -159,7 +152,7 @@ template <typename A> struct SoftWindow {
 };
 
 template <typename Plane, typename Team>
-FASTPOSE_SHARED auto soft_window(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x, typename Plane::Value top,
+FASTPOSE_HOST_DEVICE auto soft_window(const DecodeHeatmaps& job, const Plane& h, int64_t y, int64_t x, typename Plane::Value top,
                                  const Team& team) {
   using A = typename Plane::Value;
   using Vector = typename Team::Vector;
@@ -187,7 +180,7 @@ template <typename A> struct Decoded {
 
 // From the cell of the maximum, -1 where there is none, to what is returned.
 template <typename Plane, typename Team>
-FASTPOSE_SHARED auto refine(const DecodeHeatmaps& job, const Plane& h, int64_t cell, const typename Plane::Value* weights,
+FASTPOSE_HOST_DEVICE auto refine(const DecodeHeatmaps& job, const Plane& h, int64_t cell, const typename Plane::Value* weights,
                             typename Plane::Value* scratch, const Team& team) {
   using A = typename Plane::Value;
   if (cell < 0) return Decoded<A>{A(NAN), A(NAN), A(NAN)};
@@ -201,7 +194,7 @@ FASTPOSE_SHARED auto refine(const DecodeHeatmaps& job, const Plane& h, int64_t c
   return Decoded<A>{A(x) + offset.x, A(y) + offset.y, top};
 }
 
-template <typename A> FASTPOSE_SHARED void write(const DecodeHeatmaps& job, int64_t b, int64_t k, int64_t cell, Decoded<A> d) {
+template <typename A> FASTPOSE_HOST_DEVICE void write(const DecodeHeatmaps& job, int64_t b, int64_t k, int64_t cell, Decoded<A> d) {
   const int64_t at = b * job.joints + k;
   A* xy = static_cast<A*>(job.coordinates) + 2 * at;
   if (job.affine) {
@@ -228,7 +221,7 @@ template <typename A> struct WindowGradient {
 };
 
 template <typename Plane, typename Team>
-FASTPOSE_SHARED auto window_gradient(const DecodeHeatmaps& job, const Plane& h, int64_t b, int64_t k, const Team& team) {
+FASTPOSE_HOST_DEVICE auto window_gradient(const DecodeHeatmaps& job, const Plane& h, int64_t b, int64_t k, const Team& team) {
   using A = typename Plane::Value;
   const int64_t at = b * job.joints + k, cell = job.cells[at];
   WindowGradient<A> g{};
@@ -257,7 +250,7 @@ FASTPOSE_SHARED auto window_gradient(const DecodeHeatmaps& job, const Plane& h, 
 }
 
 template <typename Plane, typename A>
-FASTPOSE_SHARED A cell_gradient(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, int64_t y, int64_t x) {
+FASTPOSE_HOST_DEVICE A cell_gradient(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, int64_t y, int64_t x) {
   A value = y == g.y && x == g.x ? g.score : A(0);
   if (g.soft) {
     const A dx = A(x - g.x) - g.window.mean.x, dy = A(y - g.y) - g.window.mean.y, temperature = A(job.temperature);
@@ -269,7 +262,7 @@ FASTPOSE_SHARED A cell_gradient(const DecodeHeatmaps& job, const Plane& h, const
 // Writes the window of plane (b, k) into `gradient` and into the mirrored plane of `flipped_gradient`: the caller's share of the
 // cells, first, first + step, ... Every element has one writer, which sums the columns that the shift folds onto it.
 template <typename Plane, typename A>
-FASTPOSE_SHARED void write_window(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, const Maps& gradient,
+FASTPOSE_HOST_DEVICE void write_window(const DecodeHeatmaps& job, const Plane& h, const WindowGradient<A>& g, const Maps& gradient,
                                   const Maps& flipped_gradient, int64_t b, int64_t k, int64_t first, int64_t step) {
   using T = typename Plane::Element;
   const int64_t rows = g.last_y - g.first_y + 1, columns = g.last_x - g.first_x + 1;

@@ -81,26 +81,25 @@ static void check_gap_free(const Tensor& t) {
   STD_TORCH_CHECK(t.numel() == 0 || last == t.numel() - 1, "fastpose: a saved gradient must be dense");
 }
 
-static void scale_gradients(const std::vector<Tensor>& saved, const std::vector<Tensor>& gradients, const Tensor& upstream,
-                            int64_t reduction) {
-  if (saved.empty()) return;
-  const ScalarType dtype = saved[0].scalar_type();
-  check_tensor(upstream, "the upstream gradient", {int64_t(saved.size())}, accumulator_of(dtype), saved[0]);
+// The saved buffers themselves become the gradients.
+void heatmap_mse_loss_scale_(const std::vector<Tensor>& gradients, const Tensor& upstream, int64_t reduction) {
+  if (gradients.empty()) return;
+  const ScalarType dtype = gradients[0].scalar_type();
+  check_tensor(upstream, "the upstream gradient", {int64_t(gradients.size())}, accumulator_of(dtype), gradients[0]);
   std::vector<HeatmapMSELossScale> jobs;
-  for (size_t s = 0; s < saved.size(); ++s) {
-    STD_TORCH_CHECK(saved[s].dim() == 4 && saved[s].scalar_type() == dtype && saved[s].device() == upstream.device(),
+  for (const Tensor& t : gradients) {
+    STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == dtype && t.device() == upstream.device(),
                     "fastpose: the saved gradients must be (B, K, H, W), of one dtype and on one device");
-    check_gap_free(saved[s]);
-    const char* factor = static_cast<const char*>(upstream.data_ptr()) + int64_t(s) * upstream.stride(0) * upstream.element_size();
-    jobs.push_back({saved[s].data_ptr(), gradients[s].data_ptr(), saved[s].numel(), dtype_of(dtype), factor,
-                    saved_unscaled(dtype) ? scale_of(reduction, saved[s]) : 1.0});
+    check_gap_free(t);
+    const char* factor = static_cast<const char*>(upstream.data_ptr()) + int64_t(jobs.size()) * upstream.stride(0) * upstream.element_size();
+    jobs.push_back({t.data_ptr(), t.data_ptr(), t.numel(), dtype_of(dtype), factor, saved_unscaled(dtype) ? scale_of(reduction, t) : 1.0});
   }
   run_on(
       upstream,
       [&] {
         for (const HeatmapMSELossScale& job : jobs) {
           const double factor = dtype == ScalarType::Double ? job.multiplier<double>() : job.multiplier<float>();
-          if (factor == 1 && job.saved == job.gradient) continue;
+          if (factor == 1) continue;
           parallel_parts(job.elements, 1,
                          [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(heatmap_mse_loss_scale)(job, begin, end); });
         }
@@ -110,22 +109,7 @@ static void scale_gradients(const std::vector<Tensor>& saved, const std::vector<
       });
 }
 
-// The saved buffers themselves become the gradients.
-void heatmap_mse_loss_scale_(const std::vector<Tensor>& gradients, const Tensor& upstream, int64_t reduction) {
-  scale_gradients(gradients, gradients, upstream, reduction);
-}
-
-// `losses` is not read: it ties the result to the predictions, so that differentiating it is refused rather than forgotten.
-std::vector<Tensor> heatmap_mse_loss_backward(const Tensor& losses, const std::vector<Tensor>& saved, const Tensor& upstream,
-                                              int64_t reduction) {
-  std::vector<Tensor> gradients;
-  for (const Tensor& t : saved) gradients.push_back(torch::stable::empty_like(t));
-  scale_gradients(saved, gradients, upstream, reduction);
-  return gradients;
-}
-
 FASTPOSE_REGISTER(heatmap_mse_loss, heatmap_mse_loss)
 FASTPOSE_REGISTER(heatmap_mse_loss_scale_, heatmap_mse_loss_scale_)
-FASTPOSE_REGISTER(heatmap_mse_loss_backward, heatmap_mse_loss_backward)
 
 }  // namespace fastpose

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }
 
 // One block a stack adds its partial sums, in a fixed order and in double.
-inline __global__ void __launch_bounds__(kTileThreads)
+static __global__ void __launch_bounds__(kTileThreads)
     heatmap_mse_loss_finish_kernel(const float* partials, int64_t tiles, double scale, float* losses) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < tiles; i += kTileThreads) sum += partials[blockIdx.x * tiles + i];

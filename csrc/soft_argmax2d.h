@@ -7,12 +7,6 @@
 #include "dtype.h"
 #include "simd_level.h"
 
-#ifdef __CUDACC__
-#define FASTPOSE_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define FASTPOSE_HOST_DEVICE inline
-#endif
-
 namespace fastpose {
 
 struct SoftArgmax2d {
@@ -52,13 +46,12 @@ void soft_argmax2d_cuda(const SoftArgmax2d&, void* states, void* stream);
 void soft_argmax2d_backward_cuda(const SoftArgmax2dBackward&, void* stream);
 
 // ---- shared by CPU and CUDA -----------------------------------------------------------------------------------------------
-// Static, because every SIMD level compiles its own copy, which the linker must not merge.
 
-static FASTPOSE_HOST_DEVICE float power_of_2(float a) { return exp2f(a); }
-static FASTPOSE_HOST_DEVICE double power_of_2(double a) { return exp2(a); }
+FASTPOSE_HOST_DEVICE float power_of_2(float a) { return exp2f(a); }
+FASTPOSE_HOST_DEVICE double power_of_2(double a) { return exp2(a); }
 
 // Weights are powers of two: exp(v / T) = 2^(sharpness v).
-template <typename A> static FASTPOSE_HOST_DEVICE A sharpness_of(const SoftArgmax2d& job) {
+template <typename A> FASTPOSE_HOST_DEVICE A sharpness_of(const SoftArgmax2d& job) {
   return A(1.4426950408889634 / job.temperature);
 }
 
@@ -73,7 +66,7 @@ template <typename A> struct SoftmaxState {
 
 // The state of both sets of pixels together (Chan, Golub, LeVeque 1979).
 template <typename A>
-static FASTPOSE_HOST_DEVICE SoftmaxState<A> merged(const SoftmaxState<A>& a, const SoftmaxState<A>& b, A sharpness) {
+FASTPOSE_HOST_DEVICE SoftmaxState<A> merged(const SoftmaxState<A>& a, const SoftmaxState<A>& b, A sharpness) {
   const bool b_first = b.max > a.max || (b.max == a.max && (b.y < a.y || (b.y == a.y && b.x < a.x)));
   const A max = b_first ? b.max : a.max;
   // Two infinities are equal, their difference is NaN.
@@ -94,7 +87,7 @@ static FASTPOSE_HOST_DEVICE SoftmaxState<A> merged(const SoftmaxState<A>& a, con
 }
 
 // What the op returns for plane number `plane`. No weight at all (every value -infinity) gives NaN, as softmax does.
-template <typename A> static FASTPOSE_HOST_DEVICE void finish(const SoftArgmax2d& job, int64_t plane, const SoftmaxState<A>& s) {
+template <typename A> FASTPOSE_HOST_DEVICE void finish(const SoftArgmax2d& job, int64_t plane, const SoftmaxState<A>& s) {
   const bool none = s.weight == 0;
   const A p = none ? A(NAN) : 1 / s.weight;
   A* coordinates = static_cast<A*>(job.coordinates) + 2 * plane;
@@ -125,7 +118,7 @@ template <typename A> struct Slope {
   }
 };
 
-template <typename A> static FASTPOSE_HOST_DEVICE Slope<A> slope_of(const SoftArgmax2dBackward& job, int64_t plane) {
+template <typename A> FASTPOSE_HOST_DEVICE Slope<A> slope_of(const SoftArgmax2dBackward& job, int64_t plane) {
   const SoftArgmax2d& f = job.forward;
   const A* mean = static_cast<const A*>(f.coordinates) + 2 * plane;
   const A p = static_cast<const A*>(f.confidence)[plane];

@@ -23,9 +23,7 @@ def codec_of(preset: str) -> HeatmapCodec:
     return HeatmapCodec.preset(preset, INPUT_SIZES.get(preset, 256))
 
 
-def round_trip(
-    codec: HeatmapCodec, *, flip: bool = False, noise: float = 0.0, count: int = COUNT, seed: int = 0
-) -> torch.Tensor:
+def round_trip(codec: HeatmapCodec, *, flip: bool = False, noise: float = 0.0, count: int = COUNT, seed: int = 0) -> torch.Tensor:
     """Encodes and decodes keypoints away from the border.
 
     Args:

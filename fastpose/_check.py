@@ -21,9 +21,7 @@ def floating(name: str, tensor: Any) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: got {type(tensor).__name__}, allowed is a torch.Tensor")
     if tensor.dtype not in FLOATING:
-        raise TypeError(
-            f"{name}: got dtype {tensor.dtype}, allowed are float32, float16, bfloat16 and (on the CPU) float64"
-        )
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, allowed are float32, float16, bfloat16 and (on the CPU) float64")
     if tensor.dtype == torch.float64 and tensor.device.type == "cuda":
         raise TypeError(f"{name}: got float64 on {tensor.device}, allowed on a GPU are float32, float16 and bfloat16")
 

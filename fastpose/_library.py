@@ -95,9 +95,7 @@ def require_kernels(device: torch.device) -> None:
             f"the tensors are on {device}, but fastpose was built without CUDA kernels; "
             f"rebuild with nvcc on the PATH: `{BUILD_COMMAND}`, {_REFERENCE_HINT}"
         )
-    if (
-        torch.compiler.is_compiling()
-    ):  # the GPU was checked in eager mode or will be by the driver; no host query in a graph
+    if torch.compiler.is_compiling():  # no question to the host inside a graph; the driver will refuse a foreign GPU
         return
     _require_architecture(device.index if device.index is not None else torch.cuda.current_device())
 
@@ -115,7 +113,7 @@ def _require_architecture(index: int) -> None:
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether a GPU runs code built for ``architectures`` (CMake's words: ``90-real`` machine code, ``90-virtual`` PTX, ``90`` both)."""
+    """Whether a GPU runs code built for ``architectures``, in CMake's words: 90-real is machine code, 90-virtual PTX, 90 both."""
     for word in architectures:
         number, _, kind = word.partition("-")
         built = divmod(int(number.rstrip("af")), 10)
@@ -142,9 +140,7 @@ def define(
     torch.library.register_fake(f"fastpose::{name}", fake, lib=library)
     mutates_only = schema.endswith("-> ()")
     if not mutates_only:
-        torch.library.register_autograd(
-            f"fastpose::{name}", backward or _refuse(name), setup_context=setup_context, lib=library
-        )
+        torch.library.register_autograd(f"fastpose::{name}", backward or _refuse(name), setup_context=setup_context, lib=library)
     return getattr(torch.ops.fastpose, name).default
 
 

@@ -223,9 +223,7 @@ def _heatmap_mse_loss(
     of_labels, options = _split(options)
     keypoints, labels = _labels(shape, device, generator, **of_labels)
     names = [f"stack_{i}" for i in range(stacks)] or ["predictions"]
-    tensors = {
-        name: lay_out(torch.randn(tuple(shape), generator=generator).to(device, dtype), layout) for name in names
-    }
+    tensors = {name: lay_out(torch.randn(tuple(shape), generator=generator).to(device, dtype), layout) for name in names}
     tensors["keypoints"] = keypoints
     if weights:
         size = [getattr(shape, name) for name in weights]

@@ -191,9 +191,7 @@ def predict(
     scale: Annotated[float | None, typer.Option(help="MPII's scale: the person's height in pixels / 200.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="MPII annotations that say where the people are.")] = None,
     flip_test: Annotated[bool, typer.Option(help="Average the predictions for the image and its mirror image.")] = True,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")] = None,
 ) -> None:
     """Predict keypoints: for each image NAME.json and the picture NAME.overlay.jpg.
 

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastpose import _check
-from fastpose.ops import Decoded, decode_heatmaps, gaussian_heatmap, heatmap_mse_loss
+from fastpose import _check, ops
+from fastpose.ops import BORDERS, METHODS, REDUCTIONS, UNLABELLED, Decoded
 from fastpose.ops._gaussian import gaussian_args
-from fastpose.ops.decode_heatmaps import BORDERS, METHODS
-from fastpose.ops.heatmap_mse_loss import REDUCTIONS, UNLABELLED
 
 MAPPINGS = ("centre", "corner", "udp")
 
@@ -107,8 +105,7 @@ class HeatmapCodec:
         _check.number("soft_temperature", self.soft_temperature, positive=True)
         if self.mapping == "udp" and min(*self.input_size, *self.heatmap_size) < 2:
             raise ValueError(
-                f"mapping: 'udp' needs sizes of at least 2, got input_size {self.input_size} "
-                f"and heatmap_size {self.heatmap_size}"
+                f"mapping: 'udp' needs sizes of at least 2, got input_size {self.input_size} and heatmap_size {self.heatmap_size}"
             )
         if self.background and (self.amplitude, self.offset) != (1, 0):
             raise ValueError(
@@ -280,7 +277,7 @@ class HeatmapCodec:
             joints = [of_joints for of_joints, _ in pairs]
             if self.reduction == "mean":
                 factor *= (channels - 1) / channels
-        losses = heatmap_mse_loss(
+        losses = ops.heatmap_mse_loss(
             joints,
             points,
             self.sigma,
@@ -332,7 +329,7 @@ class HeatmapCodec:
         if flipped is not None:
             flipped = self._joints("flipped", flipped)
             options["flip_shift"] = self.flip_shift
-        decoded = decode_heatmaps(
+        decoded = ops.decode_heatmaps(
             self._joints("heatmaps", heatmaps),
             method,
             flipped=flipped,
@@ -376,8 +373,7 @@ class HeatmapCodec:
         _check.floating("keypoints", keypoints)
         if keypoints.dim() not in (3, 4) or keypoints.shape[-1] != 2:
             raise ValueError(
-                f"keypoints: got shape {_check.shape(keypoints)}, allowed is (B, K, 2) or, for several people, "
-                "(B, P, K, 2)"
+                f"keypoints: got shape {_check.shape(keypoints)}, allowed is (B, K, 2) or, for several people, (B, P, K, 2)"
             )
         points = self.to_heatmap(keypoints)
         if not self.ignore_outside or self.radius is None:
@@ -391,11 +387,9 @@ class HeatmapCodec:
         beyond_y = (y + self.radius < 0) | (y - self.radius > height - 1)
         return torch.where((beyond_x | beyond_y).unsqueeze(-1), math.nan, points)
 
-    def _draw(
-        self, points: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype, **changes: Any
-    ) -> torch.Tensor:
+    def _draw(self, points: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype, **changes: Any) -> torch.Tensor:
         options = self._target() | changes
-        return gaussian_heatmap(points, self.heatmap_size, self.sigma, visible=visible, dtype=dtype, **options)
+        return ops.gaussian_heatmap(points, self.heatmap_size, self.sigma, visible=visible, dtype=dtype, **options)
 
     def _background(self, points: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """(B, 1, height, width), from keypoints in heatmap pixels."""

@@ -25,9 +25,7 @@ Comparison = Literal["<", "<="]
 Reduction = Literal["pooled", "mean_of_joints"]
 
 
-def normalized_distances(
-    predictions: torch.Tensor, keypoints: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def normalized_distances(predictions: torch.Tensor, keypoints: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Measure the distances of predictions from labels in units of a length of each person.
 
     Args:
@@ -47,8 +45,7 @@ def normalized_distances(
         raise ValueError(f"keypoints must be of shape (N, K, 2), got {tuple(keypoints.shape)}")
     if predictions.shape != keypoints.shape:
         raise ValueError(
-            f"predictions must have the shape of keypoints, {tuple(keypoints.shape)}, "
-            f"got {tuple(predictions.shape)}"
+            f"predictions must have the shape of keypoints, {tuple(keypoints.shape)}, got {tuple(predictions.shape)}"
         )
     if lengths.shape != keypoints.shape[:1]:
         raise ValueError(f"lengths must be of shape ({keypoints.shape[0]},), got {tuple(lengths.shape)}")
@@ -62,9 +59,7 @@ def normalized_distances(
     return distances.masked_fill(wrong, torch.inf).masked_fill(uncounted, torch.nan)
 
 
-def count_hits(
-    distances: torch.Tensor, threshold: float, comparison: Comparison = "<="
-) -> tuple[torch.Tensor, torch.Tensor]:
+def count_hits(distances: torch.Tensor, threshold: float, comparison: Comparison = "<=") -> tuple[torch.Tensor, torch.Tensor]:
     """Count the people whose joint is within a threshold.
 
     Args:

@@ -7,7 +7,6 @@ that is not finite is not drawn. A file appears under its name only when it is c
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from fastpose._files import write_atomically
 from fastpose.skeletons import Side, Skeleton
 
 Image = NDArray[np.uint8]
@@ -157,7 +157,7 @@ def save_image(image: Image, path: str | Path) -> None:
     if not cv2.haveImageWriter(path.name):
         raise ValueError(f"path must end in the name of an image format such as .png or .jpg, got {path.name!r}")
     _, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
-    _write(path, encoded.tobytes())
+    write_atomically(path, encoded.tobytes())
 
 
 def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
@@ -178,9 +178,7 @@ def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> 
     _save_figure(figure, path)
 
 
-def figure_sheet(
-    rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]], skeleton: Skeleton, path: str | Path
-) -> None:
+def figure_sheet(rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]], skeleton: Skeleton, path: str | Path) -> None:
     """Write a page: for each person truth, predictions of the first and last stage, and heatmaps; the curve.
 
     Args:
@@ -203,9 +201,7 @@ def figure_sheet(
         _check_image(row.image)
         zoom = -(-_LEAST_PICTURE // max(row.image.shape[:2]))
         image = np.asarray(cv2.resize(row.image, None, fx=zoom, fy=zoom), np.uint8)
-        truth, initial, final = (
-            zoom * (np.asarray(points) + 0.5) - 0.5 for points in (row.truth, row.initial, row.final)
-        )
+        truth, initial, final = (zoom * (np.asarray(points) + 0.5) - 0.5 for points in (row.truth, row.initial, row.final))
         pictures = {
             "truth (hollow: hidden)": draw_skeleton(image, truth, skeleton, visible=row.visible),
             "first stage": draw_skeleton(image, initial, skeleton),
@@ -261,15 +257,4 @@ def _save_figure(figure: Figure, path: str | Path) -> None:
         raise ValueError(f"path must end in one of .{', .'.join(sorted(kinds))}, got {path.name!r}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=_DOTS_PER_INCH)
-    _write(path, buffer.getbuffer())
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, buffer.getbuffer())

@@ -98,9 +98,7 @@ class Predictor:
             raise ValueError(f"{weights} names a codec or skeleton that cannot be built: {error}") from error
         return cls(load_model(weights), codec, skeleton, device)
 
-    def predict(
-        self, people: Sequence[Person], *, flip_test: bool = True, batch_size: int = 32, stage: int = -1
-    ) -> list[Pose]:
+    def predict(self, people: Sequence[Person], *, flip_test: bool = True, batch_size: int = 32, stage: int = -1) -> list[Pose]:
         """Predict the pose of each person, from a crop as in training.
 
         Args:

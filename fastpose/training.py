@@ -237,14 +237,9 @@ class HeatmapPose(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get("fastpose", {"recipe": {}, "seed": None})
         given, stored = (
-            {**recipe, "seed": seed}
-            for recipe, seed in ((self.recipe.to_dict(), self.seed), (kept["recipe"], kept["seed"]))
+            {**recipe, "seed": seed} for recipe, seed in ((self.recipe.to_dict(), self.seed), (kept["recipe"], kept["seed"]))
         )
-        changed = [
-            f"{name} is {value!r}, was {stored.get(name)!r}"
-            for name, value in given.items()
-            if value != stored.get(name)
-        ]
+        changed = [f"{name} is {value!r}, was {stored.get(name)!r}" for name, value in given.items() if value != stored.get(name)]
         if changed:
             raise ValueError(f"resume: the checkpoint belongs to another run: {'; '.join(changed)}")
         self.history, self.initial, self.final = kept["history"], kept["initial"], kept["final"]
@@ -277,9 +272,7 @@ class PoseDataModule(pl.LightningDataModule):
         self.workers = workers
         convention = "udp" if recipe.make_codec().mapping == "udp" else "corner"
         plain = CropSettings(size=recipe.input_size, convention=convention)
-        augmented = CropSettings(
-            size=recipe.input_size, convention=convention, augmentation=recipe.augmentation, seed=seed
-        )
+        augmented = CropSettings(size=recipe.input_size, convention=convention, augmentation=recipe.augmentation, seed=seed)
         self.validation = PoseDataset(data.validation, data.skeleton, plain)
         PoseDataset(data.train, data.skeleton, plain)  # checks the records now rather than in the course of the run
         self.train = PoseDataset(_Passes(data.train, recipe.steps * recipe.batch_size, seed), data.skeleton, augmented)

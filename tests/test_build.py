@@ -15,9 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=cwd, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=cwd, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -56,9 +54,9 @@ def test_wheel_from_the_sdist_imports_and_runs(sdist: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        "import fastpose, torch; assert fastpose.__file__.startswith({site!r}), fastpose.__file__; "
+        f"import fastpose, torch; assert fastpose.__file__.startswith({str(site)!r}), fastpose.__file__; "
         "info = fastpose.build_info(); assert info['cuda'] is None; "
         "print(fastpose.ops.gaussian_heatmap(torch.tensor([[[2.0, 1.0]]]), (3, 5), 1.0)[0, 0, 1, 2].item())"
-    ).format(site=str(site))
+    )
     # away from the checkout, whose fastpose would be imported instead
     assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).strip() == "1.0"

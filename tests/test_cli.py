@@ -232,9 +232,7 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("train", "--data", "mpii", "--annotations", "nowhere.json"), "nowhere.json"),
     ],
 )
-def test_complaints_are_one_line(
-    weights: Path, pictures: Path, tmp_path: Path, command: tuple[str, ...], message: str
-) -> None:
+def test_complaints_are_one_line(weights: Path, pictures: Path, tmp_path: Path, command: tuple[str, ...], message: str) -> None:
     words = [word.format(weights=weights, pictures=pictures) for word in command]
     result = run(*words, "--out", tmp_path / "out")
     assert result.exit_code == 2

@@ -196,9 +196,7 @@ def test_axes_are_not_confused(mapping: str) -> None:
     expected = codec.to_input(torch.tensor([3.25, 20.25], dtype=torch.float64))
     torch.testing.assert_close(codec.decode(maps).coordinates[0, 0], expected)
     twice = torch.tensor([[[2.0, 0, 5], [0, 2, -1]]], dtype=torch.float64)
-    torch.testing.assert_close(
-        codec.decode(maps, affine=twice).coordinates[0, 0], 2 * expected + torch.tensor([5.0, -1.0])
-    )
+    torch.testing.assert_close(codec.decode(maps, affine=twice).coordinates[0, 0], 2 * expected + torch.tensor([5.0, -1.0]))
 
 
 @pytest.mark.parametrize(("sigma", "size"), [(2.0, 11), (3.0, 17)])
@@ -210,9 +208,7 @@ def test_dark_blurs_with_the_published_kernels(sigma: float, size: int) -> None:
     assert torch.equal(codec.decode(maps).coordinates, codec.to_input(expected))
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "last"), [("torch7_hourglass", 1, 10), ("pytorch_pose", 1, 10), ("msra", 2, 10)]
-)
+@pytest.mark.parametrize(("name", "first", "last"), [("torch7_hourglass", 1, 10), ("pytorch_pose", 1, 10), ("msra", 2, 10)])
 def test_quarter_offset_stops_where_its_code_does(name: str, first: int, last: int) -> None:
     """Of 12 columns: 1 <= x <= W - 2 in the hourglass code, 1 < x < W - 1 in SimpleBaseline."""
     codec = codec_of(name)
@@ -269,8 +265,7 @@ def test_loss_is_the_squared_error_to_encode(name: str, people: int) -> None:
     weights = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
     stacks = [
-        torch.randn(3, codec.num_channels(4), *codec.heatmap_size, dtype=torch.float64, generator=generator)
-        for _ in range(2)
+        torch.randn(3, codec.num_channels(4), *codec.heatmap_size, dtype=torch.float64, generator=generator) for _ in range(2)
     ]
     ours = [stack.clone().requires_grad_() for stack in stacks]
     theirs = [stack.clone().requires_grad_() for stack in stacks]
@@ -495,9 +490,7 @@ class _EncodeLossDecode(torch.nn.Module):
         super().__init__()
         self.codec = codec
 
-    def forward(
-        self, stacks: list[torch.Tensor], keypoints: torch.Tensor, affine: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, stacks: list[torch.Tensor], keypoints: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, ...]:
         codec = self.codec
         decoded = codec.decode(stacks[-1], flipped=stacks[0], flip_permutation=[1, 0, 2], affine=affine)
         return codec.encode(keypoints), codec.loss(stacks, keypoints), decoded.coordinates, decoded.scores
@@ -521,9 +514,7 @@ def test_compiles_in_one_graph(name: str) -> None:
     results = compiled(stacks, keypoints, affine)
     expected = module(stacks, keypoints, affine)
     torch.testing.assert_close(results, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(results[1].sum(), stacks), torch.autograd.grad(expected[1].sum(), stacks)
-    )
+    torch.testing.assert_close(torch.autograd.grad(results[1].sum(), stacks), torch.autograd.grad(expected[1].sum(), stacks))
 
 
 @pytest.mark.parametrize("name", ["torch7_hourglass", "cpm"])

@@ -194,9 +194,7 @@ def test_outside_of_the_image_is_black() -> None:
         ("pytorch_pose", (0.75, 1.25), 0.6, (0.8, 1.2)),
     ],
 )
-def test_published_augmentations(
-    name: str, scales: tuple[float, float], rotated: float, gains: tuple[float, float]
-) -> None:
+def test_published_augmentations(name: str, scales: tuple[float, float], rotated: float, gains: tuple[float, float]) -> None:
     rng = np.random.default_rng(0)
     changes = [AUGMENTATIONS[name].draw(rng) for _ in range(4000)]
     factors = np.array([change.scale_factor for change in changes])
@@ -264,9 +262,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(person: Person) -> None:
         return dataset[index]["image"]
 
     def dataset(seed: int, epoch: int) -> PoseDataset:
-        result = PoseDataset(
-            [person] * 3, MPII, CropSettings((32, 32), augmentation="pytorch_pose", seed=seed)
-        )
+        result = PoseDataset([person] * 3, MPII, CropSettings((32, 32), augmentation="pytorch_pose", seed=seed))
         result.set_epoch(epoch)
         return result
 
@@ -310,9 +306,7 @@ def test_reads_rgb_files(tmp_path: Path, person: Person) -> None:
 def test_names_missing_and_damaged_files(tmp_path: Path, person: Person) -> None:
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"no picture")
-    people = [
-        make_person(path, person.keypoints) for path in (damaged, tmp_path / "a.jpg", tmp_path / "b.jpg")
-    ]
+    people = [make_person(path, person.keypoints) for path in (damaged, tmp_path / "a.jpg", tmp_path / "b.jpg")]
     with pytest.raises(FileNotFoundError, match=r"2 image.*a\.jpg.*b\.jpg"):
         PoseDataset(people, MPII, CropSettings())
     dataset = PoseDataset(people[:1], MPII, CropSettings())

@@ -46,9 +46,7 @@ def run_driver(sanitizer: str, op: str, without_barrier: str = "") -> subprocess
     environment = {**os.environ, "TSAN_OPTIONS": f"halt_on_error={int(bool(without_barrier))}"}
     if without_barrier:
         environment["CUDA_ON_CPU_WITHOUT_BARRIER"] = without_barrier
-    return subprocess.run(
-        [*fixed_addresses, BUILD / f"driver_{sanitizer}", op], capture_output=True, text=True, env=environment
-    )
+    return subprocess.run([*fixed_addresses, BUILD / f"driver_{sanitizer}", op], capture_output=True, text=True, env=environment)
 
 
 def barriers_of(op: str) -> set[str]:
@@ -92,4 +90,3 @@ def test_values() -> None:
     done = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-10000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50 * len(OPS)
-

@@ -245,9 +245,7 @@ def test_what_is_differentiable(method: str, name: str) -> None:
     heatmaps = noisy_peaks((2, 3, 9, 12), 0.1).requires_grad_()
     flipped = noisy_peaks((2, 3, 9, 12), 0.1, seed=1).requires_grad_()
     with backend(name):
-        coordinates, scores = decode_heatmaps(
-            heatmaps, method, flipped=flipped, flip_permutation=[2, 0, 1], flip_shift=1
-        )
+        coordinates, scores = decode_heatmaps(heatmaps, method, flipped=flipped, flip_permutation=[2, 0, 1], flip_shift=1)
     assert coordinates.requires_grad == (method == "soft_window")
     upstream = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     to_heatmaps, to_flipped = torch.autograd.grad(scores, [heatmaps, flipped], upstream)

@@ -27,9 +27,7 @@ NAN = math.nan
 
 
 def distances_of(prediction: list[float], truth: list[float], length: float) -> float:
-    return normalized_distances(
-        torch.tensor([[prediction]]), torch.tensor([[truth]]), torch.tensor([length])
-    ).item()
+    return normalized_distances(torch.tensor([[prediction]]), torch.tensor([[truth]]), torch.tensor([length])).item()
 
 
 def test_distances() -> None:
@@ -121,9 +119,7 @@ def test_metric_adds_up_over_batches_and_processes() -> None:
         setattr(replicas[0], state, reduction(gathered))
     result = replicas[0].compute()
     assert result.keys() == expected.keys()
-    assert {name: value.item() for name, value in result.items()} == {
-        name: value.item() for name, value in expected.items()
-    }
+    assert {name: value.item() for name, value in result.items()} == {name: value.item() for name, value in expected.items()}
     replicas[1].reset()
     assert replicas[1].counted.sum() == 0
 
@@ -173,9 +169,7 @@ def printed(summary: dict[str, torch.Tensor], names: list[str]) -> list[float]:
 COLUMNS = ["head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"]
 
 
-def test_hourglass_predictions_score_as_published(
-    mpii_val: dict[str, torch.Tensor], shared_data: Path
-) -> None:
+def test_hourglass_predictions_score_as_published(mpii_val: dict[str, torch.Tensor], shared_data: Path) -> None:
     cases = json.loads((shared_data / "expected.json").read_text())
     expected = next(case for case in cases if case["pred"] == "mpii/bearpaw-hg_s2_b1.mat")
     metric = PCKh("pytorch_pose")

@@ -82,9 +82,7 @@ def test_residual_is_the_pre_activation_bottleneck(in_channels: int, out_channel
     raw = x.clone()
 
     def normalize(bn: nn.BatchNorm2d, y: torch.Tensor) -> torch.Tensor:
-        mean, var, weight, bias = (
-            tensor[:, None, None] for tensor in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
-        )
+        mean, var, weight, bias = (tensor[:, None, None] for tensor in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
         return ((y - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
 
     y = x
@@ -171,9 +169,7 @@ def test_compiles_and_exports_as_one_graph(images: torch.Tensor) -> None:
 def test_memory_format_and_autocast(small: StackedHourglass, images: torch.Tensor) -> None:
     small.eval()
     expected = small(images)[-1]
-    channels_last = small.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))[
-        -1
-    ]
+    channels_last = small.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))[-1]
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(channels_last, expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):

@@ -153,6 +153,4 @@ def test_real_people_are_those_of_the_hourglass_validation_set(shared_data: Path
             assert file["normalize"][row] == pytest.approx(person.head_size, rel=1e-5)
             labelled = ~np.isnan(person.keypoints).any(axis=1)
             np.testing.assert_array_equal(labelled, (file["part"][row] != 0).any(axis=1))
-            np.testing.assert_array_equal(
-                np.trunc(person.keypoints[labelled] + 1), file["part"][row][labelled]
-            )
+            np.testing.assert_array_equal(np.trunc(person.keypoints[labelled] + 1), file["part"][row][labelled])

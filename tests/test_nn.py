@@ -182,9 +182,7 @@ def test_decode_without_flip_test_leaves_the_flip_options_alone() -> None:
         ("DecodeHeatmaps", {"blur_size": 4}, ValueError, "blur_size: got 4"),
     ],
 )
-def test_wrong_options_are_refused_at_once(
-    layer: str, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_options_are_refused_at_once(layer: str, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         getattr(fastpose.nn, layer)(**arguments)
 

@@ -81,9 +81,7 @@ def assert_accurate(name: str, ours: torch.Tensor, exact: torch.Tensor, eager: t
     assert error <= allowed, f"{name}: error {error:.3g}, plain PyTorch's {eagers:.3g}, allowed {allowed:.3g}"
 
 
-def assert_same_in_float64(
-    name: str, ours: torch.Tensor, theirs: torch.Tensor, in_float32: torch.Tensor, factor: float
-) -> None:
+def assert_same_in_float64(name: str, ours: torch.Tensor, theirs: torch.Tensor, in_float32: torch.Tensor, factor: float) -> None:
     """The error of plain PyTorch, which is the measure here, is unknown: that of float32, scaled down, stands in, and 8
     times as much for luck. Arithmetic in float32 by mistake would be off by a million times as much."""
     assert ours.shape == theirs.shape, name
@@ -129,9 +127,7 @@ def assert_same_bits(a: Values, b: Values) -> None:
 @pytest.mark.kernel
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
 @each_variant
-def test_variants(
-    case: OpCase, variant: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> None:
+def test_variants(case: OpCase, variant: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     check(case, case.call(shape, variant, dtype=dtype, device=device))
 
 
@@ -139,9 +135,7 @@ def test_variants(
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @each_case
-def test_layouts(
-    case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> None:
+def test_layouts(case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     check(case, case.call(shape, dtype=dtype, device=device, layout=layout), layout)
 
 

@@ -94,9 +94,7 @@ def test_hourglass_recipe_is_that_of_the_paper() -> None:
     assert sum(parameter.numel() for parameter in parameters) == 25_434_112
 
 
-@pytest.mark.parametrize(
-    ("steps", "expected"), [(1, (1, 1)), (560, (560, 560)), (1000, (1000, 500)), (1001, (1002, 501))]
-)
+@pytest.mark.parametrize(("steps", "expected"), [(1, (1, 1)), (560, (560, 560)), (1000, (1000, 500)), (1001, (1002, 501))])
 def test_fewer_steps_keep_whole_epochs(steps: int, expected: tuple[int, int]) -> None:
     recipe = get_recipe("hourglass-demo", steps=steps)
     assert (recipe.steps, recipe.epoch_steps) == expected
@@ -139,9 +137,7 @@ def test_loss_falls_below_that_of_empty_maps(tmp_path: Path) -> None:
     recipe = replace(TINY, steps=40, epoch_steps=10)
     data = figures_data(recipe, validation=8)
     loss = run(tmp_path, recipe, data).history["loss"]
-    keypoints = torch.stack(
-        [sample["keypoints"] for sample in map(PoseDataModule(data, recipe).train.__getitem__, range(64))]
-    )
+    keypoints = torch.stack([sample["keypoints"] for sample in map(PoseDataModule(data, recipe).train.__getitem__, range(64))])
     empty = 2 * recipe.make_codec().loss(torch.zeros(64, 16, 8, 8), keypoints)  # of both stacks
     assert loss == sorted(loss, reverse=True)
     assert loss[-1] < 0.97 * empty
@@ -224,9 +220,7 @@ class Interruption(Exception):
 
 
 @pytest.mark.parametrize("recipe", [TINY, PLATEAU], ids=["OneCycleLR", "ReduceLROnPlateau"])
-def test_resumed_run_ends_as_an_uninterrupted_one(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_ends_as_an_uninterrupted_one(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(module: HeatmapPose, *_: Any) -> None:
         if module.global_step == 5:
             raise Interruption

@@ -102,9 +102,7 @@ def make_body(pose: Pose, build: Build) -> Body:
     """
     pitch, turn, roll = pose.view
     rotations = _rotations(
-        np.array(
-            [pose.angles.get(segment, (0.0, 0.0, 0.0)) for segment in SEGMENTS] + [(pitch, 0.0, roll), (0.0, turn, 0.0)]
-        )
+        np.array([pose.angles.get(segment, (0.0, 0.0, 0.0)) for segment in SEGMENTS] + [(pitch, 0.0, roll), (0.0, turn, 0.0)])
     )
     factors = {"torso": build.torso, "arms": build.arms, "legs": build.legs}
     length = np.array([factors.get(_LENGTH_FACTOR.get(segment, ""), 1.0) for segment in SEGMENTS])

@@ -88,8 +88,7 @@ class CropSettings:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if isinstance(self.augmentation, str) and self.augmentation not in AUGMENTATIONS:
             raise ValueError(
-                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, an Augmentation or None, "
-                f"got {self.augmentation!r}"
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, an Augmentation or None, got {self.augmentation!r}"
             )
         # Any person shows whether size and convention are acceptable.
         crop_affine((0.0, 0.0), 1.0, self.size, convention=self.convention)
@@ -164,9 +163,7 @@ class PoseDataset(Dataset[PoseSample]):
             rng = np.random.default_rng((settings.seed, int(self._epoch), index))
             change = self._augmentation.draw(rng)
             gains = change.gains
-            matrix = crop_affine(
-                center, scale * change.scale_factor, settings.size, change.rotation, settings.convention
-            )
+            matrix = crop_affine(center, scale * change.scale_factor, settings.size, change.rotation, settings.convention)
             if change.flip:
                 matrix = compose_affine(flip_affine(settings.size[1]), matrix)
                 keypoints = keypoints[self._flip_permutation]

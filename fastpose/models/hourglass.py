@@ -139,9 +139,7 @@ class StackedHourglass(nn.Module):
         self.stride = _STEM_STRIDE
         self.size_divisor = _STEM_STRIDE * 2**depth
         self.stem = HourglassStem(features, stem)
-        self.stacks = nn.ModuleList(
-            HourglassStack(num_joints, features, depth, modules) for _ in range(stacks)
-        )
+        self.stacks = nn.ModuleList(HourglassStack(num_joints, features, depth, modules) for _ in range(stacks))
         self.merges = nn.ModuleList(HourglassMerge(num_joints, features) for _ in range(stacks - 1))
         if init == "torch7":
             for module in self.modules():

@@ -91,16 +91,10 @@ def _sigma(
         sigma = torch.tensor(sigma, dtype=dtype, device=keypoints.device)
     _check.floating("sigma", sigma)
     if sigma.shape not in ((), (joints,)):
-        raise ValueError(
-            f"sigma: got shape {_check.shape(sigma)}, allowed is a number or ({joints},), one for each joint"
-        )
+        raise ValueError(f"sigma: got shape {_check.shape(sigma)}, allowed is a number or ({joints},), one for each joint")
     _check.same_device("sigma", sigma, "keypoints", keypoints)
     # Reading a GPU's memory would stall it; there the kernel treats such a sigma as "no label".
-    if (
-        sigma.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not bool(((sigma > 0) & sigma.isfinite()).all())
-    ):
+    if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(((sigma > 0) & sigma.isfinite()).all()):
         raise ValueError(f"sigma: got {sigma.tolist()}, allowed are positive finite numbers")
     return 1.0, sigma.to(dtype).expand(joints).contiguous()
 

@@ -102,11 +102,7 @@ def _check_out(out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, ke
         raise ValueError(f"out: got shape {_check.shape(out)}, allowed is {shape}")
     if out.dtype != dtype:
         raise ValueError(f"out: got dtype {out.dtype}, but dtype is {dtype}")
-    if (
-        0 in out.stride()
-        and out.numel() > 1
-        and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True))
-    ):
+    if 0 in out.stride() and out.numel() > 1 and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
         raise ValueError("out: got an expanded tensor, whose elements share memory; allowed is one that can be written")
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out: requires grad; writing into it cannot be recorded")

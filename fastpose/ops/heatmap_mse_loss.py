@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastpose import _check
-from fastpose._library import define, fused, library
+from fastpose._library import _refuse, define, fused, library
 from fastpose.ops import _gaussian
 from fastpose.ops._gaussian import GaussianArgs
 
@@ -108,13 +108,13 @@ def heatmap_mse_loss_reference(predictions: list[torch.Tensor], *args: Any) -> t
     """The same in plain PyTorch; arguments as the op's, and no gradients precomputed."""
     gaussian = GaussianArgs(*args[: len(GaussianArgs._fields)])
     weights, reduction, ignore_unlabelled, _ = args[len(gaussian) :]
-    batch, _, height, width = predictions[0].shape
+    height, width = predictions[0].shape[2:]
     target = _gaussian.draw(gaussian, height, width)
     weight = torch.ones_like(target[:, :, 0, 0]) if weights is None else weights
     if ignore_unlabelled:
         weight = torch.where(_gaussian.labelled(gaussian).any(1), weight, 0)
     weight = weight[:, :, None, None]
-    scale = (1 / max(1, target.numel()), 1.0, 1 / max(1, batch), 0.5 / max(1, batch))[reduction]
+    scale = _scale(reduction, target.shape)
     # Masked before it is squared, so that a NaN in an ignored map reaches neither the loss nor the gradient.
     differences = [torch.where(weight == 0, 0, p.to(target.dtype) - target) for p in predictions]
     return torch.stack([scale * (weight * d.square()).sum() for d in differences]), []
@@ -168,17 +168,42 @@ class _Loss(torch.autograd.Function):
             return (None,) * (1 + ctx.arguments)
         if not gradients:
             raise RuntimeError("fastpose::heatmap_mse_loss was called with compute_gradient=False and has no gradient")
-        if _graph_is_retained():
-            gradients = _backward_op(losses, gradients, upstream, ctx.reduction)
-        else:  # nobody will ask for the saved buffers again
+        if _graph_is_retained() or any(type(gradient) is not torch.Tensor for gradient in gradients):
+            gradients = _scaled(gradients, upstream, ctx.reduction)
+            if torch.is_grad_enabled():
+                gradients = _Once.apply(losses, *gradients)
+        else:  # nobody will ask for the saved buffers again, so they become the gradients
             gradients = [gradient.detach() for gradient in gradients]
             _scale_op(gradients, upstream, ctx.reduction)
         return None, *gradients, *[None] * (ctx.arguments - len(gradients))
 
 
+class _Once(torch.autograd.Function):
+    """Passes gradients on and refuses to be differentiated. ``losses`` ties them to the predictions, so that it is asked to."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: torch.Tensor, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients
+
+    backward = staticmethod(_refuse("heatmap_mse_loss"))
+
+
 def _graph_is_retained() -> bool:
     retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return retained is None or retained()
+
+
+def _scaled(gradients: list[torch.Tensor], upstream: torch.Tensor, reduction: int) -> list[torch.Tensor]:
+    """What the op ``heatmap_mse_loss_scale_`` does, in plain PyTorch: a compiler makes it part of the operation that follows."""
+    dtype = gradients[0].dtype
+    factors = upstream * _scale(reduction, gradients[0].shape) if dtype == torch.float16 else upstream
+    return [(gradient * factor).to(dtype) for gradient, factor in zip(gradients, factors.view(-1, 1, 1, 1, 1), strict=True)]
+
+
+def _scale(reduction: int, shape: torch.Size) -> float:
+    """What the sum of squares is multiplied by."""
+    batch, numel = max(1, shape[0]), max(1, shape.numel())
+    return (1 / numel, 1.0, 1 / batch, 0.5 / batch)[reduction]
 
 
 def _autograd(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -195,10 +220,6 @@ def _fake(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, li
     return keypoints.new_empty(len(predictions)), gradients
 
 
-def _fake_backward(losses: torch.Tensor, gradients: list[torch.Tensor], *args: Any) -> list[torch.Tensor]:
-    return [torch.empty_like(gradient) for gradient in gradients]
-
-
 library.define(
     f"heatmap_mse_loss(Tensor[] predictions, {_gaussian.SCHEMA}, Tensor? weights, int reduction, bool ignore_unlabelled, "
     "bool compute_gradient) -> (Tensor losses, Tensor[] gradients)",
@@ -209,9 +230,4 @@ library.impl("heatmap_mse_loss", _autograd, "Autograd")
 _op = torch.ops.fastpose.heatmap_mse_loss.default
 _scale_op = define(
     "heatmap_mse_loss_scale_", "(Tensor(a!)[] gradients, Tensor upstream, int reduction) -> ()", fake=lambda *args: None
-)
-_backward_op = define(
-    "heatmap_mse_loss_backward",
-    "(Tensor losses, Tensor[] gradients, Tensor upstream, int reduction) -> Tensor[]",
-    fake=_fake_backward,
 )

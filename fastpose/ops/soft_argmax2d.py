@@ -21,9 +21,7 @@ class SoftArgmax(NamedTuple):
     """(B, K, 2, 2) covariance of (x, y) in square pixels, or None if not asked for."""
 
 
-def soft_argmax2d(
-    heatmaps: torch.Tensor, temperature: float = 1.0, *, covariance: bool = False
-) -> SoftArgmax:
+def soft_argmax2d(heatmaps: torch.Tensor, temperature: float = 1.0, *, covariance: bool = False) -> SoftArgmax:
     r"""Expected coordinates under the softmax of each heatmap: a differentiable argmax.
 
     .. math:: p = \operatorname{softmax}(h / T), \qquad
