@@ -30,10 +30,13 @@ static void compare(const HeatmapMSELoss& job, float* partials, void* stream) {
   for (int64_t first = 0; first < job.stack_count; first += kStacksPerLaunch) {
     StackBatch batch{};
     batch.count = int(std::min<int64_t>(kStacksPerLaunch, job.stack_count - first));
+    // Tiles shared by all stacks are drawn once, but too few blocks would leave multiprocessors idle.
+    constexpr int64_t kEnoughBlocks = 2048;  // several waves of any GPU
+    batch.per_block = int(std::clamp<int64_t>(batch.count * tiles / kEnoughBlocks, 1, batch.count));
     std::copy_n(job.stacks + first, batch.count, batch.stacks);
-    launch(g.circular ? heatmap_mse_loss_kernel<T, Tile, kPacked, true> : heatmap_mse_loss_kernel<T, Tile, kPacked, false>, tiles,
-           kTileThreads, stream, g, batch, static_cast<const float*>(job.weights), job.ignore_unlabelled,
-           float(job.gradient_scale), partials + first * tiles);
+    launch(g.circular ? heatmap_mse_loss_kernel<T, Tile, kPacked, true> : heatmap_mse_loss_kernel<T, Tile, kPacked, false>,
+           tiles * divide_up(batch.count, batch.per_block), kTileThreads, stream, g, tiles, batch,
+           static_cast<const float*>(job.weights), job.ignore_unlabelled, float(job.gradient_scale), partials + first * tiles);
   }
 }
 

@@ -9,18 +9,20 @@ constexpr int kStacksPerLaunch = 16;
 
 struct StackBatch {
   Stack stacks[kStacksPerLaunch];
-  int count;
+  int count, per_block;
 };
 
-// Each block draws its tile of the target once, in registers, and compares every stack with it.
-//   partials[s][block] = sum w (p - t)^2 over the tile,    gradient = gradient_scale w (p - t)
+// Each block draws its tile of the target once, in registers, and compares `per_block` stacks with it.
+//   partials[s][tile] = sum w (p - t)^2 over the tile,    gradient = gradient_scale w (p - t)
 // Bytes: every prediction read once, every gradient written once; the target never.
 template <typename T, typename Tile, bool kPacked, bool kDisc>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    heatmap_mse_loss_kernel(Gaussians g, StackBatch batch, const float* weights, bool ignore_unlabelled, float gradient_scale,
-                            float* partials) {
+    heatmap_mse_loss_kernel(Gaussians g, int64_t tiles, StackBatch batch, const float* weights, bool ignore_unlabelled,
+                            float gradient_scale, float* partials) {
   constexpr int V = kPack<T>;
-  const Place origin = tile_origin<Tile>(g, blockIdx.x);
+  const int64_t tile = blockIdx.x % tiles;
+  const int first = int(blockIdx.x / tiles) * batch.per_block;
+  const Place origin = tile_origin<Tile>(g, tile);
   float target[kPerThread];
   const int* labelled = draw_tile<Tile, V, kDisc>(g, origin, target);
   __shared__ float weight[Tile::joints];
@@ -31,7 +33,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   __syncthreads();
 
 #pragma unroll 1
-  for (int s = 0; s < batch.count; ++s) {
+  for (int s = first; s < batch.count && s < first + batch.per_block; ++s) {
     const Stack& stack = batch.stacks[s];
     float v[kPerThread];
 #pragma unroll
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       else store_scattered<T>(v + i * V, q, pack_stride<Tile>(stack.gradient), pack.count);
     }
     sum = block_sum<kTileThreads>(sum);
-    if (threadIdx.x == 0) partials[int64_t(s) * gridDim.x + blockIdx.x] = sum;
+    if (threadIdx.x == 0) partials[s * tiles + tile] = sum;
   }
 }
 

@@ -23,8 +23,8 @@ static SoftArgmax2d job_of(const Tensor& heatmaps, double temperature, const Ten
 }
 
 template <typename Cpu, typename Cuda> static void run_units(const SoftArgmax2d& job, const Tensor& where, Cpu&& cpu, Cuda&& cuda) {
-  const int64_t units = units_per_image(job);
-  run_on(where, [&] { parallel_parts(job.batch * units, (job.joints + units - 1) / units * job.height * job.width, cpu); }, cuda);
+  const int64_t units = std::max<int64_t>(1, units_per_image(job));  // of no joints: parts without work
+  run_on(where, [&] { parallel_parts(job.batch * units_per_image(job), (job.joints + units - 1) / units * job.height * job.width, cpu); }, cuda);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> soft_argmax2d(const Tensor& heatmaps, double temperature, bool covariance) {

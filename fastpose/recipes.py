@@ -162,7 +162,7 @@ _RECIPES = (
         codec="tompson",
         codec_options={"sigma": 0.8, "reduction": "mean", "method": "dark"},
         optimizer="AdamW",
-        optimizer_options={"lr": 3e-3, "betas": [0.9, 0.99], "weight_decay": 0.0},
+        optimizer_options={"lr": 3e-3, "betas": [0.9, 0.99], "weight_decay": 0.0, "fused": True},
         schedule="OneCycleLR",
         schedule_options={
             "max_lr": 3e-3,

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,22 @@ from torch.utils.data import DataLoader, Sampler
 
 from fastpose import _check
 from fastpose.checkpoints import save_weights
-from fastpose.data.crops import CropSettings, PoseDataset, PoseSample
+from fastpose.data.crops import PoseDataset, PoseSample
 from fastpose.data.figures import Figures
 from fastpose.data.mpii import read_mpii
 from fastpose.data.records import Person
 from fastpose.metric_modules import PCKh
 from fastpose.models import create_model
+from fastpose.prediction import CODEC_KEY, SKELETON_KEY, crop_settings
 from fastpose.recipes import Recipe
 from fastpose.skeletons import MPII, Skeleton
 
 VALIDATION_FIGURES = 500
 VALIDATION_SEED = 0
 """Figures to validate on are the same for every run."""
+
+RECIPE_KEY = "fastpose.recipe"
+"""Metadata key of the weights' recipe: `Recipe.to_dict` as JSON."""
 
 _LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _LOG_EVERY = 50  # steps
@@ -159,10 +163,10 @@ class HeatmapPose(pl.LightningModule):
             torch.manual_seed(seed)
             model = create_model(recipe.model, **{**recipe.model_options, "num_joints": skeleton.num_joints})
         if recipe.zero_heads:
-            for stack in model.stacks:
-                nn.init.zeros_(stack.head.weight)
-                nn.init.zeros_(stack.head.bias)
-        self.model = model.to(memory_format=torch.channels_last)
+            for name, parameter in model.named_parameters():
+                if ".head." in name:
+                    nn.init.zeros_(parameter)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.first, self.last = PCKh(), PCKh()
         self.history: dict[str, list[float]] = {"loss": [], "PCKh@0.5 first stack": [], "PCKh@0.5 last stack": []}
         self.initial: dict[str, float] = {}
@@ -236,9 +240,8 @@ class HeatmapPose(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get("fastpose", {"recipe": {}, "seed": None})
-        given, stored = (
-            {**recipe, "seed": seed} for recipe, seed in ((self.recipe.to_dict(), self.seed), (kept["recipe"], kept["seed"]))
-        )
+        given = {**self.recipe.to_dict(), "seed": self.seed}
+        stored = {**kept["recipe"], "seed": kept["seed"]}
         changed = [f"{name} is {value!r}, was {stored.get(name)!r}" for name, value in given.items() if value != stored.get(name)]
         if changed:
             raise ValueError(f"resume: the checkpoint belongs to another run: {'; '.join(changed)}")
@@ -270,9 +273,8 @@ class PoseDataModule(pl.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.workers = workers
-        convention = "udp" if recipe.make_codec().mapping == "udp" else "corner"
-        plain = CropSettings(size=recipe.input_size, convention=convention)
-        augmented = CropSettings(size=recipe.input_size, convention=convention, augmentation=recipe.augmentation, seed=seed)
+        plain = crop_settings(recipe.make_codec())
+        augmented = replace(plain, augmentation=recipe.augmentation, seed=seed)
         self.validation = PoseDataset(data.validation, data.skeleton, plain)
         PoseDataset(data.train, data.skeleton, plain)  # checks the records now rather than in the course of the run
         self.train = PoseDataset(_Passes(data.train, recipe.steps * recipe.batch_size, seed), data.skeleton, augmented)
@@ -336,7 +338,9 @@ class _Epoch(Sampler[int]):
 
 
 def _use_one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)
+    # A forked worker has this from its parent, and must not ask: OpenCV would wait for threads that were not forked.
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
 
 
 def train(
@@ -421,9 +425,9 @@ def train(
         module.model,
         weights,
         metadata={
-            "fastpose.codec": json.dumps(module.codec.to_dict()),
-            "fastpose.skeleton": data.skeleton.name,
-            "fastpose.recipe": json.dumps(recipe.to_dict()),
+            CODEC_KEY: json.dumps(module.codec.to_dict()),
+            SKELETON_KEY: data.skeleton.name,
+            RECIPE_KEY: json.dumps(recipe.to_dict()),
         },
     )
     return TrainingResult(weights, module.history, module.initial, module.final)
@@ -443,12 +447,14 @@ def _resolve_precision(precision: str) -> str:
 @contextmanager
 def _threads(spare: int) -> Iterator[None]:
     """Leave cores to the workers: threads that wait for one another on a busy core take many times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, spare)))
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(max(1, min(before[0], spare)))
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 @contextmanager

@@ -72,7 +72,7 @@ constexpr int64_t kManyPeople = 9;  // more than shared memory holds at a time
 
 void gaussian_heatmap(const Shape& s) {
   for (bool disc : {false, true}) {
-    gaussian_heatmap_cuda({gaussians(s, disc ? 1 : kManyPeople, disc), s.dtype, new_maps(s)}, nullptr);
+    gaussian_heatmap_cuda({gaussians(s, disc ? kManyPeople : 1, disc), s.dtype, new_maps(s)}, nullptr);
     constexpr int64_t kPeople = 2;
     const int64_t count = kBatch * kPeople * s.joints;
     const Gaussians g = gaussians(s, kPeople, disc);
@@ -85,7 +85,7 @@ void heatmap_mse_loss(const Shape& s) {
   for (bool disc : {false, true}) {
     Stack stacks[kStacks];
     for (Stack& stack : stacks) stack = {new_maps(s), new_maps(s)};
-    const Gaussians g = gaussians(s, disc ? 1 : kManyPeople, disc);
+    const Gaussians g = gaussians(s, disc ? kManyPeople : 1, disc);
     const HeatmapMSELoss job{g, s.dtype, stacks, kStacks, numbers(kBatch * s.joints, 1), true, 1, 2};
     heatmap_mse_loss_cuda(job, allocate<float>(kStacks * heatmap_mse_loss_tiles(job)), allocate<float>(kStacks), nullptr);
   }
