@@ -23,6 +23,13 @@ int64_t heatmap_mse_loss_tiles(const HeatmapMSELoss& job) {
   return tile_kind(job) == TileKind::joint_packs ? tile_count<JointTile>(job.gaussians) : tile_count<PlaneTile>(job.gaussians);
 }
 
+// A tile that is drawn for several stacks saves exponentials, but too few blocks leave multiprocessors idle.
+#ifdef __CUDACC__
+constexpr int64_t kEnoughBlocks = 2048;  // several waves of any GPU
+#else
+constexpr int64_t kEnoughBlocks = 4;  // small maps come by blocks of one stack and of several
+#endif
+
 template <typename T, typename Tile, bool kPacked>
 static void compare(const HeatmapMSELoss& job, float* partials, void* stream) {
   const Gaussians& g = job.gaussians;
@@ -30,8 +37,6 @@ static void compare(const HeatmapMSELoss& job, float* partials, void* stream) {
   for (int64_t first = 0; first < job.stack_count; first += kStacksPerLaunch) {
     StackBatch batch{};
     batch.count = int(std::min<int64_t>(kStacksPerLaunch, job.stack_count - first));
-    // Tiles shared by all stacks are drawn once, but too few blocks would leave multiprocessors idle.
-    constexpr int64_t kEnoughBlocks = 2048;  // several waves of any GPU
     batch.per_block = int(std::clamp<int64_t>(batch.count * tiles / kEnoughBlocks, 1, batch.count));
     std::copy_n(job.stacks + first, batch.count, batch.stacks);
     launch(g.circular ? heatmap_mse_loss_kernel<T, Tile, kPacked, true> : heatmap_mse_loss_kernel<T, Tile, kPacked, false>,

@@ -17,12 +17,10 @@ struct StackBatch {
 // Bytes: every prediction read once, every gradient written once; the target never.
 template <typename T, typename Tile, bool kPacked, bool kDisc>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    heatmap_mse_loss_kernel(Gaussians g, int64_t tiles, StackBatch batch, const float* weights, bool ignore_unlabelled,
+    heatmap_mse_loss_kernel(Gaussians g, unsigned tiles, StackBatch batch, const float* weights, bool ignore_unlabelled,
                             float gradient_scale, float* partials) {
   constexpr int V = kPack<T>;
-  const int64_t tile = blockIdx.x % tiles;
-  const int first = int(blockIdx.x / tiles) * batch.per_block;
-  const Place origin = tile_origin<Tile>(g, tile);
+  const Place origin = tile_origin<Tile>(g, blockIdx.x % tiles);
   float target[kPerThread];
   const int* labelled = draw_tile<Tile, V, kDisc>(g, origin, target);
   __shared__ float weight[Tile::joints];
@@ -33,7 +31,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   __syncthreads();
 
 #pragma unroll 1
-  for (int s = first; s < batch.count && s < first + batch.per_block; ++s) {
+  for (int s = int(blockIdx.x / tiles) * batch.per_block, end = min(s + batch.per_block, batch.count); s < end; ++s) {
     const Stack& stack = batch.stacks[s];
     float v[kPerThread];
 #pragma unroll
@@ -63,7 +61,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       else store_scattered<T>(v + i * V, q, pack_stride<Tile>(stack.gradient), pack.count);
     }
     sum = block_sum<kTileThreads>(sum);
-    if (threadIdx.x == 0) partials[s * tiles + tile] = sum;
+    if (threadIdx.x == 0) partials[int64_t(s) * tiles + blockIdx.x % tiles] = sum;
   }
 }
 

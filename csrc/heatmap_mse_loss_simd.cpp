@@ -83,7 +83,7 @@ __attribute__((noinline)) static A strip_loss(Strip<T> strip, Target target, con
 }
 
 // So many elements are drawn at a time, to serve all stacks from the cache, and summed before the sum is widened to double.
-constexpr int64_t kBand = 1024;
+constexpr int64_t kBand = 128 * kLanes;
 
 template <typename T> static void planes(const HeatmapMSELoss& job, double* out, int64_t begin, int64_t end) {
   using A = Accumulator<T>;

@@ -25,75 +25,110 @@ static inline Vec<double> exp2(Vec<double> a, double scale) {
 }
 
 // ---- what the lanes of a vector are -------------------------------------------------------------------------------------
-// Both kinds walk a row by for_vectors, which calls f(values, columns as numbers, column of lane 0, how many leading lanes were
-// visited before), and carry numbers of per-plane structs into the lanes (spread) and lanes into such numbers (collect).
 
-// Neighbouring columns of one plane. kWhole: they are dense in memory and enough for whole vectors.
-template <typename T, bool kWhole> struct ColumnLanes {
+// A run of vectors: kDown, one below the other, each of neighbouring columns; else side by side, each of neighbouring joints.
+// kWhole: all lanes count and are dense in memory; else `count` lanes that lie anywhere.
+template <bool kDown, bool kWhole> struct Line {
+  int64_t at;          // column of lane 0, or row
+  int64_t begin, end;  // rows, or columns
+  int count = kLanes;
+  int skip = 0;        // so many lanes belong to the line before, too
+
+  template <typename T> T* address(T* plane, const Maps& m, int64_t i) const {
+    return plane + (kDown ? i * m.row + at * m.column : at * m.row + i * m.column);
+  }
+  template <typename T> auto load(const T* plane, const Maps& m, int64_t i) const {
+    const T* p = address(plane, m, i);
+    if constexpr (kWhole) return FASTPOSE_SIMD::load(p);
+    else return load_columns(p, 0, count, kDown ? m.column : m.joint, -Accumulator<T>(INFINITY));
+  }
+  template <typename T> void store(Vec<Accumulator<T>> v, T* plane, const Maps& m, int64_t i) const {
+    store_columns(v, address(plane, m, i), 0, count, kDown ? m.column : m.joint);
+  }
+  template <typename A> Vec<A> position() const { return kDown ? iota<A>() + A(at) : splat(A(at)); }
+};
+
+// One plane, neighbouring columns in the lanes.
+template <typename T> struct ColumnLanes {
   using A = Accumulator<T>;
-  int64_t width, stride;
+  static constexpr bool kDown = true;
+  int64_t width;
+  bool whole;  // rows are dense and fill vectors
+
+  ColumnLanes(const SoftArgmax2d& job) : width(job.width), whole(job.heatmaps.column == 1 && job.width >= kLanes) {}
   static constexpr int planes() { return 1; }
 
-  template <typename F> void for_vectors(const T* row, F&& f) const {
-    Vec<A> column = iota<A>();
-    int64_t x = 0;
-    if constexpr (kWhole) {
-      for (; x + kLanes <= width; x += kLanes, column += A(kLanes)) f(load(row + x), column, x, 0);
-      const int64_t last = width - kLanes;  // the last vector ends where the row ends; it may overlap its predecessor
-      if (x < width) f(load(row + last), iota<A>() + A(last), last, int(x - last));
+  // Calls f(line, its number) for the lines that cover rows y .. end-1.
+  template <typename F> void for_lines(int64_t y, int64_t end, F&& f) const {
+    int64_t x = 0, line = 0;
+    if (whole) {
+      for (; x + kLanes <= width; x += kLanes) f(Line<true, true>{x, y, end}, line++);
+      if (x < width) f(Line<true, true>{width - kLanes, y, end, kLanes, int(x + kLanes - width)}, line);
     } else {
-      for (; x < width; x += kLanes, column += A(kLanes)) f(load_columns(row, x, width, stride, -A(INFINITY)), column, x, 0);
+      for (; x < width; x += kLanes) f(Line<true, false>{x, y, end, width - x < kLanes ? int(width - x) : kLanes}, line++);
     }
   }
 
-  void store(Vec<A> v, T* row, int64_t x, const Maps& maps) const { store_columns(v, row, x, width, maps.column); }
+  template <typename F> void for_row(const T* row, const Maps& m, F&& f) const {
+    int64_t x = 0;
+    if (whole) {
+      for (; x + kLanes <= width; x += kLanes) f(load(row + x), x);
+      if (x < width) f(load(row + width - kLanes), width - kLanes);
+    } else {
+      for (; x < width; x += kLanes) f(load_columns(row, x, width, m.column, -A(INFINITY)), x);
+    }
+  }
 
   // From each lane's largest value and the first row that holds it.
-  void locate(const T* data, int64_t row_stride, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
+  void locate(const T* plane, const Maps& m, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
     const Vec<A> nowhere = splat(-A(INFINITY));
     s->max = horizontal_max<A>(largest);
     s->y = int32_t(-horizontal_max<A>(largest == s->max ? -row : nowhere));
     Vec<A> first = nowhere;
-    for_vectors(data + s->y * row_stride, [&](Vec<A> v, Vec<A> column, int64_t, int) { first = max(v == s->max ? -column : nowhere, first); });
+    for_row(plane + s->y * m.row, m, [&](Vec<A> v, int64_t x) { first = max(v == s->max ? -iota<A>() - A(x) : nowhere, first); });
     const A x = -horizontal_max<A>(first);
-    s->x = x < A(width) ? int32_t(x) : 0;  // nothing but NaN
+    s->x = x < A(width) ? int32_t(x) : 0;  // 0: a row of nothing but NaN
   }
 
   template <typename S, typename N> static Vec<A> spread(const S* s, N S::*number) { return splat(A(s->*number)); }
   template <typename S> static void collect(Vec<A> v, S* s, A S::*number) { s->*number = horizontal_sum<A>(v); }
 };
 
-// Neighbouring joints at one pixel.
+// One plane a lane: neighbouring joints.
 template <typename T> struct JointLanes {
   using A = Accumulator<T>;
-  int64_t width, stride;
-  int count;         // of joints; the lanes beyond are read and dropped
-  int64_t readable;  // columns before this one have kLanes elements before the row's last
+  static constexpr bool kDown = false;
+  int64_t width;
+  int count;      // of joints; lanes beyond are read and dropped
+  int64_t whole;  // columns before this one can be read as whole vectors, which end before the row's last joint
 
-  JointLanes(int64_t width, int64_t stride, int64_t joints_left)
-      : width(width), stride(stride), count(joints_left < kLanes ? int(joints_left) : kLanes) {
-    const int64_t slack = (width - 1) * stride + joints_left - kLanes;
-    readable = count == kLanes ? width : slack < 0 || stride < 1 ? 0 : slack / stride + 1;
+  JointLanes(const SoftArgmax2d& job, int64_t joints_left)
+      : width(job.width), count(joints_left < kLanes ? int(joints_left) : kLanes) {
+    const int64_t slack = (width - 1) * job.heatmaps.column + joints_left - kLanes;
+    whole = count == kLanes ? width : slack < 0 || job.heatmaps.column < 1 ? 0 : slack / job.heatmaps.column + 1;
   }
   int planes() const { return count; }
 
-  template <typename F> void for_vectors(const T* row, F&& f) const {
-    Vec<A> column{};
-    for (int64_t x = 0; x < width; ++x, row += stride, column += A(1))
-      f(x < readable ? load(row) : load_columns(row, 0, count, 1, -A(INFINITY)), column, x, 0);
+  template <typename F> void for_lines(int64_t y, int64_t end, F&& f) const {
+    for (; y < end; ++y) {
+      f(Line<false, true>{y, 0, whole, count}, y);
+      if (whole < width) f(Line<false, false>{y, whole, width, count}, y);
+    }
   }
 
-  void store(Vec<A> v, T* row, int64_t x, const Maps& maps) const {
-    store_columns(v, row + x * maps.column, 0, count, maps.joint);
+  template <typename F> void for_row(const T* row, const Maps& m, F&& f) const {
+    int64_t x = 0;
+    for (; x < whole; ++x) f(load(row + x * m.column), x);
+    for (; x < width; ++x) f(load_columns(row + x * m.column, 0, count, 1, -A(INFINITY)), x);
   }
 
-  void locate(const T* data, int64_t row_stride, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
+  void locate(const T* plane, const Maps& m, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
     for (int i = 0; i < count; ++i) {
       s[i].max = largest[i];
       s[i].y = int32_t(row[i]);
-      const T* p = data + s[i].y * row_stride + i;
       s[i].x = 0;
-      while (s[i].x < width - 1 && widen(p[s[i].x * stride]) != s[i].max) ++s[i].x;
+      const T* p = plane + i + s[i].y * m.row;
+      while (s[i].x < width - 1 && widen(p[s[i].x * m.column]) != s[i].max) ++s[i].x;
     }
   }
 
@@ -109,23 +144,23 @@ template <typename T> struct JointLanes {
 
 // Calls f(lanes, image, first joint) until every plane of the units begin .. end-1 has been in a lane.
 template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job, int64_t begin, int64_t end, F&& f) {
-  const int64_t width = job.width, stride = job.heatmaps.column, units = units_per_image(job);
+  const ColumnLanes<T> columns(job);
+  const int64_t units = units_per_image(job);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t b = unit / units;
     if (!joints_innermost(job)) {
-      if (stride == 1 && width >= kLanes) f(ColumnLanes<T, true>{width, stride}, b, unit % units);
-      else f(ColumnLanes<T, false>{width, stride}, b, unit % units);
+      f(columns, b, unit % units);
       continue;
     }
     int64_t k = unit % units * kJointsPerUnit;
     const int64_t stop = k + kJointsPerUnit < job.joints ? k + kJointsPerUnit : job.joints;
     while (k < stop) {
       if (4 * (stop - k) >= kLanes) {
-        const JointLanes<T> joints(width, stride, job.joints - k);
+        const JointLanes<T> joints(job, job.joints - k);
         f(joints, b, k);
         k += joints.planes();
       } else {
-        f(ColumnLanes<T, false>{width, stride}, b, k++);  // gathering columns costs less than a mostly empty vector of joints
+        f(columns, b, k++);  // gathering columns costs less than a mostly empty vector of joints
       }
     }
   }
@@ -133,59 +168,70 @@ template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job,
 
 // ---- forward ------------------------------------------------------------------------------------------------------------
 
-// Working memory of a block of rows: weights summed along the columns, and along the rows (also times the column's offset).
+// The sum of f(i, i - origin) for i from begin to end-1, in four chains so that no addition waits for the one before.
+template <typename A, typename F> static Vec<A> sum_over(int64_t begin, int64_t end, Vec<A> origin, F&& f) {
+  Vec<A> sums[4]{}, d = A(begin) - origin;
+  int64_t i = begin;
+  for (; i + 4 <= end; i += 4, d += A(4))
+    for (int j = 0; j < 4; ++j) sums[j] += f(i + j, d + A(j));
+  for (; i < end; ++i, d += A(1)) sums[0] += f(i, d);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Working memory of a block of rows, weights summed: along each line, the same times the offset along it, and across the lines.
 template <typename A> struct Marginals {
-  Vec<A> *columns, *rows, *row_offsets;
+  Scratch<Vec<A>> lines, offsets, across;
+  explicit Marginals(int64_t n) : lines(n), offsets(n), across(n) {}
 };
 
 // The states of rows y .. end-1, which stay in cache between two looks: for the maxima, then for the weights. Means and second moments
 // come from the marginals.
 template <bool kSecond, typename T, typename Lanes, typename A = Accumulator<T>>
-static void sum_rows(const Lanes& lanes, const T* data, int64_t row_stride, int64_t y, int64_t end, A sharpness,
-                     const Marginals<A>& marginals, SoftmaxState<A>* states) {
+static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t end, A sharpness, const Marginals<A>& marginals,
+                     SoftmaxState<A>* states) {
   using S = SoftmaxState<A>;
-  Vec<A> largest = splat(-A(INFINITY));
-  Vec<A> largest_row = splat(A(y));
-  for (int64_t i = y; i < end; ++i) {
+  constexpr bool down = Lanes::kDown;
+
+  Vec<A> largest = splat(-A(INFINITY)), row = splat(A(y)), largest_row = row;
+  for (int64_t i = y; i < end; ++i, row += A(1)) {
     Vec<A> top = splat(-A(INFINITY));
-    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A>, int64_t, int) { top = max(v, top); });  // passes NaN over
-    largest_row = top > largest ? splat(A(i)) : largest_row;
+    lanes.for_row(plane + i * m.row, m, [&](Vec<A> v, int64_t) { top = max(v, top); });  // passes NaN over
+    largest_row = top > largest ? row : largest_row;
     largest = max(top, largest);
   }
-  lanes.locate(data, row_stride, largest, largest_row, states);
+  lanes.locate(plane, m, largest, largest_row, states);
 
   Vec<A> top = lanes.spread(states, &S::max);
   top = top == -A(INFINITY) ? Vec<A>{} : top;  // then -infinity weighs 0, too; NaN and +infinity make the sums NaN
-  // Offsets are from the maximum, where the mass is. Until the marginals are complete nothing else waits for its place.
-  const Vec<A> peak_x = lanes.spread(states, &S::x), peak_y = lanes.spread(states, &S::y);
-  Vec<A>* columns = marginals.columns;
-  lanes.for_vectors(data, [&](Vec<A>, Vec<A>, int64_t, int) { *columns++ = Vec<A>{}; });
-  for (int64_t i = y; i < end; ++i) {
-    Vec<A> row{}, row_offset{};
-    columns = marginals.columns;
-    const T* ahead = data + i * row_stride + (end - y) * row_stride;
-    lanes.for_vectors(data + i * row_stride, [&](Vec<A> v, Vec<A> column, int64_t xx, int skip) {
-      __builtin_prefetch(ahead + xx * lanes.stride);
-      Vec<A> e = exp2(v - top, sharpness);
-      if (skip) e = iota<A>() < A(skip) ? Vec<A>{} : e;
-      row += e;
-      *columns++ += e;
-      if (kSecond) row_offset += e * (column - peak_x);
-    });
-    marginals.rows[i - y] = row;
-    if (kSecond) marginals.row_offsets[i - y] = row_offset;
-  }
-  Vec<A> w{}, wx{}, wy{};
-  for (int64_t i = y; i < end; ++i) {
-    w += marginals.rows[i - y];
-    wy += marginals.rows[i - y] * (A(i) - peak_y);
-  }
-  columns = marginals.columns;
-  lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) { wx += *columns++ * (column - peak_x); });
+  // Offsets are from the maximum, where the mass is.
+  const Vec<A> line_peak = lanes.spread(states, down ? &S::x : &S::y), peak = lanes.spread(states, down ? &S::y : &S::x);
+  const int64_t first = down ? y : 0, length = down ? end - y : lanes.width;  // along the lines
+  Vec<A>* const across = marginals.across.data - first;
+  for (int64_t i = first; i < first + length; ++i) across[i] = Vec<A>{};
+  const int64_t ahead = (end - y) * m.row;  // the next block or plane is on its way while this one is computed
+  lanes.for_lines(y, end, [&](auto line, int64_t n) {
+    Vec<A> sum{}, offsets{}, position = splat(A(line.begin)) - peak;
+    for (int64_t i = line.begin; i < line.end; ++i, position += A(1)) {
+      __builtin_prefetch(line.address(plane, m, i) + ahead);
+      Vec<A> e = exp2(line.load(plane, m, i) - top, sharpness);
+      if (line.skip) e = iota<A>() < A(line.skip) ? Vec<A>{} : e;
+      sum += e;
+      across[i] += e;
+      if (kSecond) offsets += e * position;
+    }
+    marginals.lines.data[n] = sum;
+    if (kSecond) marginals.offsets.data[n] = offsets;
+  });
+  Vec<A> w{}, w_lines{};
+  lanes.for_lines(y, end, [&](auto line, int64_t n) {
+    w += marginals.lines.data[n];
+    w_lines += marginals.lines.data[n] * (line.template position<A>() - line_peak);
+  });
+  const Vec<A> w_along = sum_over<A>(first, first + length, peak, [&](int64_t i, Vec<A> d) { return across[i] * d; });
 
   lanes.collect(w, states, &S::weight);
-  lanes.collect(wx, states, &S::mean_x);
-  lanes.collect(wy, states, &S::mean_y);
+  lanes.collect(w_lines, states, down ? &S::mean_x : &S::mean_y);
+  lanes.collect(w_along, states, down ? &S::mean_y : &S::mean_x);
   for (int i = 0; i < lanes.planes(); ++i) {
     S& s = states[i];
     const A p = s.weight == 0 ? A(0) : 1 / s.weight;
@@ -195,21 +241,18 @@ static void sum_rows(const Lanes& lanes, const T* data, int64_t row_stride, int6
   }
   if (!kSecond) return;
 
-  const Vec<A> mean_x = lanes.spread(states, &S::mean_x), mean_y = lanes.spread(states, &S::mean_y);
-  Vec<A> xx{}, yy{}, xy{};
-  columns = marginals.columns;
-  lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) {
-    const Vec<A> dx = column - mean_x;
-    xx += *columns++ * dx * dx;
+  const Vec<A> line_mean = lanes.spread(states, down ? &S::mean_x : &S::mean_y);
+  const Vec<A> mean = lanes.spread(states, down ? &S::mean_y : &S::mean_x);
+  Vec<A> line_squares{}, products{};
+  lanes.for_lines(y, end, [&](auto line, int64_t n) {
+    const Vec<A> d = line.template position<A>() - line_mean;
+    line_squares += marginals.lines.data[n] * d * d;
+    products += (marginals.offsets.data[n] - marginals.lines.data[n] * (mean - peak)) * d;
   });
-  for (int64_t i = 0; i < end - y; ++i) {
-    const Vec<A> dy = A(y + i) - mean_y, row = marginals.rows[i];
-    yy += row * dy * dy;
-    xy += (marginals.row_offsets[i] - row * (mean_x - peak_x)) * dy;
-  }
-  lanes.collect(xx, states, &S::xx);
-  lanes.collect(yy, states, &S::yy);
-  lanes.collect(xy, states, &S::xy);
+  const Vec<A> squares = sum_over<A>(first, first + length, mean, [&](int64_t i, Vec<A> d) { return across[i] * d * d; });
+  lanes.collect(line_squares, states, down ? &S::xx : &S::yy);
+  lanes.collect(squares, states, down ? &S::yy : &S::xx);
+  lanes.collect(products, states, &S::xy);
 }
 
 // Rows that are looked at twice stay in a core's own cache between.
@@ -218,17 +261,16 @@ constexpr int64_t kBlockBytes = 128 << 10;
 template <typename T, bool kSecond> static void forward(const SoftArgmax2d& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const A sharpness = sharpness_of<A>(job);
-  const int64_t row = job.heatmaps.row;
-  int64_t block = kBlockBytes / ((row > job.width ? row : job.width) * int64_t(sizeof(T))) + 1;
+  const int64_t row = job.heatmaps.row > job.width ? job.heatmaps.row : job.width;
+  int64_t block = kBlockBytes / (row * int64_t(sizeof(T))) + 1;
   if (block > job.height) block = job.height;
-  Scratch<Vec<A>> memory(job.width + 2 * block);
-  const Marginals<A> marginals{memory.data, memory.data + job.width, memory.data + job.width + block};
+  const Marginals<A> marginals(job.width + 2 * block);
   for_lanes<T>(job, begin, end, [&](const auto& lanes, int64_t b, int64_t k) {
-    const T* rows = job.heatmaps.plane<const T>(b, k);
+    const T* plane = job.heatmaps.plane<const T>(b, k);
     SoftmaxState<A> total[kLanes], next[kLanes];
     for (int64_t y = 0; y < job.height; y += block) {
-      const int64_t end_row = y + block < job.height ? y + block : job.height;
-      sum_rows<kSecond>(lanes, rows, row, y, end_row, sharpness, marginals, y ? next : total);
+      const int64_t stop = y + block < job.height ? y + block : job.height;
+      sum_rows<kSecond>(lanes, plane, job.heatmaps, y, stop, sharpness, marginals, y ? next : total);
       for (int i = 0; y && i < lanes.planes(); ++i) total[i] = merged(total[i], next[i], sharpness);
     }
     for (int i = 0; i < lanes.planes(); ++i) finish(job, b * job.joints + k + i, total[i]);
@@ -244,39 +286,48 @@ void soft_argmax2d_units(const SoftArgmax2d& job, int64_t begin, int64_t end) {
 
 // ---- backward -----------------------------------------------------------------------------------------------------------
 
-// With the slope a sum of a term of the row and one of the column; only a gradient of the covariance adds a term in x y.
+// The slope is a term of the line plus one of the place along it; only a gradient of the covariance adds a product of both.
 template <typename T, bool kCross> static void backward(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   using S = Slope<A>;
   const SoftArgmax2d& f = job.forward;
-  Scratch<Vec<A>> column_terms(f.width);
+  constexpr int64_t kRows = 16;  // lines that run down stay within a page or few
+  const int64_t n = f.width > kRows ? f.width : kRows;
+  const Scratch<Vec<A>> terms(n), distances(n);
   for_lanes<T>(f, begin, end, [&](auto lanes, int64_t b, int64_t k) {
-    // Copies, which the compiler knows that writing a gradient leaves alone.
-    const Maps gradient = job.gradient;
+    constexpr bool down = decltype(lanes)::kDown;
+    // Copies, which writing a gradient does not change as far as the compiler knows.
+    const Maps heatmaps = f.heatmaps, gradient = job.gradient;
     const A sharpness = sharpness_of<A>(f);
-    const T* data = f.heatmaps.plane<const T>(b, k);
+    const T* plane = heatmaps.plane<const T>(b, k);
     T* out = gradient.plane<T>(b, k);
     S slopes[kLanes];
     for (int i = 0; i < lanes.planes(); ++i) {
       slopes[i] = slope_of<A>(job, b * f.joints + k + i);
-      slopes[i].max = widen(slopes[i].at_peak(f.heatmaps.plane<const T>(b, k + i), f.heatmaps));
+      slopes[i].max = widen(slopes[i].at_peak(heatmaps.plane<const T>(b, k + i), heatmaps));
     }
     auto spread = [&](A S::*number) { return lanes.spread(slopes, number); };
-    const Vec<A> max = spread(&S::max), mean_x = spread(&S::mean_x), mean_y = spread(&S::mean_y), constant = spread(&S::constant);
-    const Vec<A> along_x = spread(&S::x), along_y = spread(&S::y), xx = spread(&S::xx), yy = spread(&S::yy), xy = spread(&S::xy);
-    Vec<A>* const columns = column_terms.data;
-    Vec<A>* column_term = columns;
-    lanes.for_vectors(data, [&](Vec<A>, Vec<A> column, int64_t, int) {
-      const Vec<A> dx = column - mean_x;
-      *column_term++ = dx * (along_x + xx * dx);
-    });
-    for (int64_t y = 0; y < f.height; ++y) {
-      const Vec<A> dy = A(y) - mean_y, row_term = constant + dy * (along_y + yy * dy), row_xy = xy * dy;
-      column_term = columns;
-      lanes.for_vectors(data + y * f.heatmaps.row, [&](Vec<A> v, Vec<A> column, int64_t x, int) {
-        Vec<A> slope = row_term + *column_term++;
-        if (kCross) slope += row_xy * (column - mean_x);
-        lanes.store(exp2(v - max, sharpness) * slope, out + y * gradient.row, x, gradient);
+    const Vec<A> max = spread(&S::max), constant = spread(&S::constant), xy = spread(&S::xy);
+    const Vec<A> line_mean = spread(down ? &S::mean_x : &S::mean_y), mean = spread(down ? &S::mean_y : &S::mean_x);
+    const Vec<A> line_first = spread(down ? &S::x : &S::y), first = spread(down ? &S::y : &S::x);
+    const Vec<A> line_second = spread(down ? &S::xx : &S::yy), second = spread(down ? &S::yy : &S::xx);
+    for (int64_t y = 0, stop; y < f.height; y = stop) {
+      stop = !down || y + kRows > f.height ? f.height : y + kRows;
+      Vec<A>* const along = terms.data - (down ? y : 0);
+      Vec<A>* const distance = distances.data - (down ? y : 0);
+      for (int64_t i = down ? y : 0; i < (down ? stop : f.width); ++i) {
+        const Vec<A> d = A(i) - mean;
+        along[i] = d * (first + second * d);
+        if (kCross) distance[i] = d;
+      }
+      lanes.for_lines(y, stop, [&](auto line, int64_t) {
+        const Vec<A> d = line.template position<A>() - line_mean;
+        const Vec<A> term = constant + d * (line_first + line_second * d), product = xy * d;
+        for (int64_t i = line.begin; i < line.end; ++i) {
+          Vec<A> slope = term + along[i];
+          if (kCross) slope += product * distance[i];
+          line.store(exp2(line.load(plane, heatmaps, i) - max, sharpness) * slope, out, gradient, i);
+        }
       });
     }
     for (int i = 0; i < lanes.planes(); ++i)

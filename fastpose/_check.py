@@ -13,7 +13,7 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def shape(tensor: torch.Tensor) -> str:
-    return "(" + ", ".join(str(n) for n in tensor.shape) + ")"
+    return str(tuple(tensor.shape))
 
 
 def floating(name: str, tensor: Any) -> None:

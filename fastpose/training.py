@@ -393,15 +393,14 @@ def train(
     batches = PoseDataModule(data, recipe, seed, workers)
 
     csv = CSVLogger(out, name="logs")
-    keep = ModelCheckpoint(
-        dirpath=last.parent,
-        filename="best",
-        monitor="PCKh",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    # Two of them, because the option save_last writes the last one only when it is the best one too.
+    best_and_last: Any = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    callbacks: list[pl.Callback] = [
+        ModelCheckpoint(filename="best", monitor="PCKh", mode="max", **best_and_last),
+        ModelCheckpoint(filename="last", **best_and_last),
+    ]
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
     with _quiet_lightning(), _threads(cores - workers):
         trainer = pl.Trainer(
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
@@ -409,7 +408,7 @@ def train(
             precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
             max_epochs=recipe.epochs,
             gradient_clip_val=recipe.clip_norm,
-            callbacks=[keep, TQDMProgressBar(refresh_rate=10)] if progress else [keep],
+            callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,
             logger=[csv, TensorBoardLogger(out, name="logs", version=csv.version)],
@@ -465,7 +464,13 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for remark in ("does not have many workers", "Checkpoint directory", "logging interval", "LeafSpec"):
+            for remark in (
+                "does not have many workers",
+                "Checkpoint directory",
+                "logging interval",
+                "LeafSpec",
+                "The dirpath has changed",
+            ):
                 warnings.filterwarnings("ignore", message=f".*{remark}")
             yield
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,23 +21,30 @@ from fastpose.recipes import Recipe, get_recipe
 from fastpose.training import VALIDATION_SEED, TrainingResult
 
 
+class Demo(NamedTuple):
+    out: Path
+    result: TrainingResult
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingResult]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out = tmp_path_factory.mktemp("demo") / "new"
-    return out, run_demo(out, steps=4, progress=False)
+    with redirect_stdout(io.StringIO()) as printed:
+        result = run_demo(out, steps=4, progress=False)
+    return Demo(out, result, printed.getvalue())
 
 
-def test_demo_writes_a_picture(demo: tuple[Path, TrainingResult]) -> None:
-    out, _ = demo
-    picture = cv2.imread(str(out / "fastpose_demo.png"))
+def test_demo_writes_a_picture(demo: Demo) -> None:
+    picture = cv2.imread(str(demo.out / "fastpose_demo.png"))
     assert min(picture.shape[:2]) > 1000
-    assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 10_000  # figures, not an empty page
-    assert {file.name for file in out.iterdir()} == {f"fastpose_demo.{kind}" for kind in ("png", "json", "safetensors")}
+    assert len(np.unique(picture[::8, ::8].reshape(-1, 3), axis=0)) > 1000  # figures, not an empty page
+    assert {file.name for file in demo.out.iterdir()} == {f"fastpose_demo.{kind}" for kind in ("png", "json", "safetensors")}
 
 
-def test_demo_writes_its_numbers(demo: tuple[Path, TrainingResult]) -> None:
-    out, result = demo
-    summary = json.loads((out / "fastpose_demo.json").read_text())
+def test_demo_writes_its_numbers(demo: Demo) -> None:
+    result = demo.result
+    summary = json.loads((demo.out / "fastpose_demo.json").read_text())
     assert Recipe.from_dict(summary["recipe"]) == get_recipe("hourglass-demo", steps=4)
     assert (summary["pckh_initial"], summary["pckh_final"]) == (result.initial, result.final)
     assert summary["history"] == result.history
@@ -46,17 +56,15 @@ def test_demo_writes_its_numbers(demo: tuple[Path, TrainingResult]) -> None:
     assert all(timing["ratio"] == pytest.approx(timing["reference"] / timing["fused"]) for timing in ops)
 
 
-def test_demo_weights_predict(demo: tuple[Path, TrainingResult]) -> None:
-    _, result = demo
-    (pose,) = Predictor.load(result.weights, device="cpu").predict(Figures(1, seed=VALIDATION_SEED, size=(64, 64))[:])
+def test_demo_weights_predict(demo: Demo) -> None:
+    (pose,) = Predictor.load(demo.result.weights, device="cpu").predict(Figures(1, seed=VALIDATION_SEED, size=(64, 64))[:])
     assert np.isfinite(pose.keypoints).all()
 
 
-def test_demo_prints_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_demo(tmp_path, steps=1, progress=False)
-    printed = capsys.readouterr().out
-    for word in ("PCKh@0.5", "initial stack", "final stack", "shoulder", "ratio", "32 x 16 maps"):
-        assert word in printed
+def test_demo_prints_tables(demo: Demo) -> None:
+    words = ("PCKh@0.5", "500 unseen figures", "initial stack", "final stack", "shoulder", "32 x 16 maps", "ratio")
+    assert all(word in demo.printed for word in words)
+    assert f"{demo.result.final['total']:.1f}" in demo.printed
 
 
 def test_demo_refuses_before_it_writes(tmp_path: Path) -> None:

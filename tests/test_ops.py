@@ -404,6 +404,22 @@ def test_opcheck(case: OpCase, which: int, device: torch.device) -> None:
             torch.library.opcheck(op, args)
 
 
+@each_case
+def test_kernels_guard_their_memory(case: OpCase, device: torch.device) -> None:
+    """Whoever calls the underlying ops directly, past the checks in words, gets an error and not a crash."""
+    call = case.call((2, 3, 8, 8), list(case.variants)[-1], device=device)
+    with Recorder() as recorder:
+        fused(call)
+    for op, args in recorder.calls:
+        for i, argument in enumerate(args):
+            if not isinstance(argument, torch.Tensor) or (op.name().startswith("fastpose::heatmap_mse_loss") and i == 0):
+                continue
+            for wrong in (argument.to(torch.int32), argument.flatten(), argument.to(torch.complex64)):
+                if wrong.dtype != argument.dtype or wrong.dim() != argument.dim():
+                    with pytest.raises(RuntimeError, match="fastpose: "):
+                        op(*args[:i], wrong, *args[i + 1 :])
+
+
 def compiled_matches(call: Call, backend: str, **options: Any) -> None:
     torch.compiler.reset()
     compiled = torch.compile(call.function, backend=backend, fullgraph=True, **options)

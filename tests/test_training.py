@@ -235,8 +235,9 @@ def test_resumed_run_ends_as_an_uninterrupted_one(recipe: Recipe, tmp_path: Path
     assert same_weights(parts, whole)
     assert (parts.history, parts.initial, parts.final) == (whole.history, whole.initial, whole.final)
     last = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)
-    rate = last["optimizer_states"][0]["param_groups"][0]["lr"]
-    assert rate == pytest.approx(2.5e-5 if recipe is PLATEAU else 3e-6)  # two of the three epochs were no better
+    assert last["global_step"] == recipe.steps
+    if recipe is PLATEAU:  # the second and the third epoch were no better
+        assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(2.5e-5)
 
 
 def test_finished_run_can_be_resumed_to_its_result(finished: TrainingResult, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def gaussian_heatmap(
     """
     height, width = _check.size("size", size)
     _check.floating("keypoints", keypoints)
+    if out is not None:
+        _check.floating("out", out)
     dtype = dtype or (out.dtype if out is not None else keypoints.dtype)
     if dtype not in _check.FLOATING:
         raise TypeError(f"dtype: got {dtype}, allowed are float32, float16, bfloat16 and (on the CPU) float64")
@@ -97,7 +99,6 @@ def gaussian_heatmap_reference(*args: Any) -> torch.Tensor:
 
 
 def _check_out(out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, keypoints: torch.Tensor) -> None:
-    _check.floating("out", out)
     if out.shape != shape:
         raise ValueError(f"out: got shape {_check.shape(out)}, allowed is {shape}")
     if out.dtype != dtype:
