@@ -27,11 +27,21 @@ SMALL = (2, 3, 13, 17)  # fits no vector, no 16-byte pack and no tile
 WIDE = (2, 8, 12, 72)  # fits them, and spans two tiles
 UNITS_IN_THE_LAST_PLACE = 8
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-each_variant = pytest.mark.parametrize(
-    ("case", "variant"),
-    [pytest.param(case, variant, id=f"{case.name}-{variant}") for case in CASES for variant in case.variants],
-)
+
+def having(argument: str) -> list[OpCase]:
+    """The ops that have an argument of this name; all of them if it is empty."""
+    return [case for case in CASES if not argument or argument in inspect.signature(case.public).parameters]
+
+
+def each_case(argument: str = "") -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", having(argument), ids=lambda case: case.name)
+
+
+def each_variant(argument: str = "") -> pytest.MarkDecorator:
+    variants = [(case, name) for case in having(argument) for name in case.variants]
+    return pytest.mark.parametrize(
+        ("case", "variant"), [pytest.param(case, name, id=f"{case.name}-{name}") for case, name in variants]
+    )
 
 
 class Values(NamedTuple):
@@ -126,7 +136,7 @@ def assert_same_bits(a: Values, b: Values) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
-@each_variant
+@each_variant()
 def test_variants(case: OpCase, variant: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     check(case, case.call(shape, variant, dtype=dtype, device=device))
 
@@ -134,20 +144,20 @@ def test_variants(case: OpCase, variant: str, shape: tuple[int, int, int, int], 
 @pytest.mark.kernel
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-@each_case
+@each_case()
 def test_layouts(case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     check(case, case.call(shape, dtype=dtype, device=device, layout=layout), layout)
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("variant_layout", ["channels_last", "misaligned"])
-@each_variant
+@each_variant()
 def test_variants_in_other_layouts(case: OpCase, variant: str, variant_layout: str, device: torch.device) -> None:
     check(case, case.call(WIDE, variant, device=device, layout=variant_layout), variant_layout)
 
 
 @pytest.mark.kernel
-@each_case
+@each_case()
 def test_any_shape(case: OpCase, device: torch.device) -> None:
     """Empty batches and joints, sizes of 1, and everything between."""
 
@@ -169,7 +179,7 @@ def test_any_shape(case: OpCase, device: torch.device) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30], ids=["nan", "inf", "-inf", "huge"])
-@each_variant
+@each_variant()
 def test_values_that_are_not_numbers(case: OpCase, variant: str, value: float, device: torch.device) -> None:
     """They do as in plain PyTorch, and reach only the map or keypoint that they are in."""
 
@@ -186,12 +196,10 @@ def test_values_that_are_not_numbers(case: OpCase, variant: str, value: float, d
 
 
 @pytest.mark.kernel
-@each_variant
+@each_variant("keypoints")
 def test_no_label_is_one_rule(case: OpCase, variant: str, device: torch.device) -> None:
     """A NaN coordinate and visible = 0 do the same; what is written under visible = 0 does not matter."""
     call = case.call(SMALL, variant, device=device)
-    if "keypoints" not in call.tensors:
-        pytest.skip("takes no keypoints")
     keypoints = call.tensors["keypoints"].detach()
     visible = torch.rand(keypoints.shape[:-1], generator=torch.Generator().manual_seed(5)).to(device) > 0.5
 
@@ -209,14 +217,14 @@ def test_no_label_is_one_rule(case: OpCase, variant: str, device: torch.device) 
 
 
 @pytest.mark.kernel
-@each_case
+@each_case()
 def test_runs_agree_bit_for_bit(case: OpCase, dtype: torch.dtype, device: torch.device) -> None:
     call = case.call(WIDE, dtype=dtype, device=device)
     assert_same_bits(fused(call), fused(call))
 
 
 @pytest.mark.kernel
-@each_case
+@each_case()
 def test_float64_is_for_the_cpu(case: OpCase, device: torch.device, pytestconfig: pytest.Config) -> None:
     call = case.call(SMALL, dtype=torch.float64, device=device)
     if device.type == "cuda":
@@ -241,7 +249,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.mark.kernel
-@each_variant
+@each_variant()
 def test_every_result_is_written(case: OpCase, variant: str, device: torch.device) -> None:
     call = case.call(SMALL, variant, device=device)
     expected = fused(call)
@@ -256,13 +264,11 @@ def whole_storage(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.kernel
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
 @pytest.mark.parametrize("layout", LAYOUTS[:-1])  # "expanded" cannot be written
-@each_case
+@each_case("out")
 def test_out_of_any_layout(
     case: OpCase, layout: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> None:
     """`out=` gets the same values, and what lies around it stays."""
-    if "out" not in inspect.signature(case.public).parameters:
-        pytest.skip("has no out=")
     call = case.call(shape, dtype=dtype, device=device)
     (expected,) = call()
     out = lay_out(torch.zeros_like(expected), layout)
@@ -283,7 +289,7 @@ def free_gib(device: torch.device) -> float:
 
 
 @pytest.mark.kernel
-@each_case
+@each_case()
 def test_offsets_beyond_2_31_elements(case: OpCase, device: torch.device) -> None:
     if free_gib(device) < 12:
         pytest.skip("needs 12 GiB, most of them never touched on a CPU")
@@ -296,11 +302,9 @@ def test_offsets_beyond_2_31_elements(case: OpCase, device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("height", [2**12 + 1, 2**15 + 1])
-@each_case
+@each_case("heatmaps")
 def test_maps_beyond_2_24_and_2_31_elements(case: OpCase, height: int, device: torch.device) -> None:
     """The peak is found in the last cell, whose number is neither a float32 nor a 32-bit integer."""
-    if "heatmaps" not in inspect.signature(case.public).parameters:
-        pytest.skip("reads no coordinates from maps")
     width = 2 * height if height > 2**15 else height
     memory = torch.zeros(height + width - 1, device=device)
     memory[-1] = 100
@@ -313,7 +317,7 @@ def test_maps_beyond_2_24_and_2_31_elements(case: OpCase, height: int, device: t
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
-@each_variant
+@each_variant()
 def test_gradcheck(case: OpCase, variant: str) -> None:
     call = case.call((1, 2, 5, 6), variant, dtype=torch.float64)
     outputs = call()
@@ -325,7 +329,7 @@ def test_gradcheck(case: OpCase, variant: str) -> None:
     )
 
 
-@each_case
+@each_case()
 def test_gradient_of_a_sum(case: OpCase, device: torch.device) -> None:
     """The upstream gradient has stride 0 everywhere."""
     call = case.call(WIDE, list(case.variants)[-1], device=device)
@@ -336,7 +340,7 @@ def test_gradient_of_a_sum(case: OpCase, device: torch.device) -> None:
     assert_same_bits(Values([], list(expanded)), Values([], evaluate(call, results, ones).gradients))
 
 
-@each_variant
+@each_variant()
 def test_backward_twice(case: OpCase, variant: str, device: torch.device) -> None:
     call = case.call(SMALL, variant, device=device)
     outputs = [output for output in call() if output.requires_grad]
@@ -350,7 +354,7 @@ def test_backward_twice(case: OpCase, variant: str, device: torch.device) -> Non
     assert_same_bits(Values([], list(first)), Values([], list(third)))
 
 
-@each_case
+@each_case()
 def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
     call = case.call(SMALL, list(case.variants)[-1], device=device)
     outputs = [output for output in call() if output.requires_grad]
@@ -359,7 +363,7 @@ def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
         torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
 
 
-@each_case
+@each_case()
 def test_reference_has_second_derivatives(case: OpCase, device: torch.device) -> None:
     call = case.call(SMALL, device=device)
     outputs = [output.square() for output in call.reference() if output.requires_grad]
@@ -385,7 +389,7 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
-@each_case
+@each_case()
 def test_opcheck(case: OpCase, which: int, device: torch.device) -> None:
     """Schema, fake, autograd registration and tracing of every op that a call runs, forward and backward."""
     call = case.call((2, 3, 8, 8), list(case.variants)[which], device=device)
@@ -404,7 +408,7 @@ def test_opcheck(case: OpCase, which: int, device: torch.device) -> None:
             torch.library.opcheck(op, args)
 
 
-@each_case
+@each_case()
 def test_kernels_guard_their_memory(case: OpCase, device: torch.device) -> None:
     """Whoever calls the underlying ops directly, past the checks in words, gets an error and not a crash."""
     call = case.call((2, 3, 8, 8), list(case.variants)[-1], device=device)
@@ -431,7 +435,7 @@ def compiled_matches(call: Call, backend: str, **options: Any) -> None:
     assert_same_bits(evaluate(call, outputs, upstream), evaluate(call, expected, upstream))
 
 
-@each_variant
+@each_variant()
 def test_compiles_as_one_graph(case: OpCase, variant: str, device: torch.device) -> None:
     compiled_matches(case.call(SMALL, variant, device=device), "aot_eager")
 
@@ -441,7 +445,7 @@ def test_compiles_with_inductor(case: OpCase, device: torch.device) -> None:
     compiled_matches(case.call(SMALL, device=device), "inductor")
 
 
-@each_case
+@each_case()
 def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> None:
     torch.compiler.reset()
     calls = [case.call(shape, device=device) for shape in ((4, 3, 9, 8), (5, 6, 10, 7), (6, 7, 12, 16))]
@@ -455,7 +459,7 @@ def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> Non
     assert graphs == graphs[:1] * len(calls)
 
 
-@each_case
+@each_case()
 def test_compiled_options_may_vary(case: OpCase, device: torch.device) -> None:
     """Numbers that change from call to call become inputs of the graph, which the checks of arguments must bear."""
     torch.compiler.reset()
@@ -467,7 +471,7 @@ def test_compiled_options_may_vary(case: OpCase, device: torch.device) -> None:
         assert torch.equal(results if isinstance(results, torch.Tensor) else results[0], call(**{number: value})[0])
 
 
-@each_variant
+@each_variant()
 def test_exports(case: OpCase, variant: str, device: torch.device) -> None:
     call = case.call(SMALL, variant, device=device)
 
@@ -480,7 +484,7 @@ def test_exports(case: OpCase, variant: str, device: torch.device) -> None:
     assert_same_bits(Values(list(exported(*leaves)), []), Values(list(call(*leaves)), []))
 
 
-@each_case
+@each_case()
 def test_autocast_changes_nothing(case: OpCase, dtype: torch.dtype, device: torch.device) -> None:
     """The ops take the dtypes that they get, and do their arithmetic in float32 anyway."""
     call = case.call(SMALL, dtype=dtype, device=device)
@@ -489,7 +493,24 @@ def test_autocast_changes_nothing(case: OpCase, dtype: torch.dtype, device: torc
         assert_same_bits(fused(call), expected)
 
 
-@each_case
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@each_case()
+def test_the_gpu_is_not_waited_for(case: OpCase) -> None:
+    """No check reads its memory. Lists of numbers are copied to it, which waits: tensors are the way around that."""
+    calls = [case.call(SMALL, variant, device="cuda") for variant in case.variants]
+    for call in calls:
+        if "flip_permutation" in call.options:
+            call.options["flip_permutation"] = torch.tensor(call.options["flip_permutation"], device="cuda")
+        fused(call)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for call in calls:
+            torch.autograd.backward([output.sum() for output in call() if output.requires_grad])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@each_case()
 def test_threads_do_not_change_a_bit(case: OpCase) -> None:
     call = case.call((4, 16, 33, 70))
     threads = torch.get_num_threads()
@@ -502,7 +523,7 @@ def test_threads_do_not_change_a_bit(case: OpCase) -> None:
     assert_same_bits(results[0], results[2])
 
 
-@each_case
+@each_case()
 def test_meta_tensors_give_shapes(case: OpCase) -> None:
     call = case.call(SMALL, "plain")
     meta = call.with_tensors(lambda tensor: tensor.to("meta"))
