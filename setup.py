@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -32,8 +33,10 @@ class CMakeBuild(build_ext):
             f"-DFASTPOSE_VERSION={self.distribution.get_version()}",
             f"-DFASTPOSE_CUDA_ARCHS={os.environ.get('FASTPOSE_CUDA_ARCHS', '')}",
         ]
-        subprocess.check_call(configure)
-        subprocess.check_call(["cmake", "--build", str(build), "-j", str(jobs())])
+        # This environment's cmake and ninja before the system's, which may be too old for the nvcc at hand.
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+        for command in (configure, ["cmake", "--build", str(build), "-j", str(jobs())]):
+            subprocess.check_call(command, env={**os.environ, "PATH": path})
 
 
 setup(ext_modules=[Extension("fastpose._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

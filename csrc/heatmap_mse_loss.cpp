@@ -41,8 +41,9 @@ std::tuple<Tensor, std::vector<Tensor>> heatmap_mse_loss(const std::vector<Tenso
                                                          const std::optional<Tensor>& sigmas, double sigma, int64_t rounding,
                                                          double radius, bool circular, bool add, double amplitude, double offset,
                                                          const std::optional<Tensor>& weights, int64_t reduction,
-                                                         bool ignore_unlabelled, bool compute_gradient) {
+                                                         bool ignore_unlabelled, bool listed, bool compute_gradient) {
   STD_TORCH_CHECK(!predictions.empty() && predictions[0].dim() == 4, "fastpose: predictions must be (B, K, H, W)");
+  STD_TORCH_CHECK(listed || predictions.size() == 1, "fastpose: several predictions have a list of losses");
   const Tensor& first = predictions[0];
   const ScalarType dtype = first.scalar_type();
   const Gaussians g = gaussians_of(keypoints, sigmas, sigma, rounding, radius, circular, add, amplitude, offset, first.size(2),
@@ -60,7 +61,8 @@ std::tuple<Tensor, std::vector<Tensor>> heatmap_mse_loss(const std::vector<Tenso
   const double scale = scale_of(reduction, first);
   const HeatmapMSELoss job{g, dtype_of(dtype), stacks.data(), int64_t(stacks.size()), weights ? weights->data_ptr() : nullptr,
                            ignore_unlabelled, scale, saved_unscaled(dtype) ? 2 : 2 * scale};
-  Tensor losses = new_dense(keypoints, {job.stack_count}, accumulator_of(dtype));
+  const std::vector<int64_t> shape(listed ? 1 : 0, job.stack_count);
+  Tensor losses = new_dense(keypoints, shape, accumulator_of(dtype));
   run_on(
       keypoints,
       [&] {

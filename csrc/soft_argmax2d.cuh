@@ -100,7 +100,7 @@ template <bool kCovariance> struct Accumulated {
 
   __device__ __forceinline__ void write(const SoftArgmax2d& job, int64_t plane) const {
     const float mx = wx / weight, my = wy / weight;
-    const SoftmaxState<float> state{max, x, y, weight, float(x) + mx, float(y) + my, xx - mx * wx, yy - my * wy, xy - mx * wy};
+    const SoftmaxState<float> state{max, x, y, weight, mx, my, xx - mx * wx, yy - my * wy, xy - mx * wy};
     finish(job, plane, state);
   }
 };

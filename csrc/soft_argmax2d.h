@@ -55,13 +55,14 @@ template <typename A> FASTPOSE_HOST_DEVICE A sharpness_of(const SoftArgmax2d& jo
   return A(1.4426950408889634 / job.temperature);
 }
 
-// Some pixels of a plane: the largest value and its place, and with weights w = 2^(sharpness (value - max)) their sum, mean and sums
-// of squares about the mean. Central from the start, so that variances of a few pixels do not drown in squares of coordinates.
+// Some pixels of a plane: the largest value and its place, and with weights w = 2^(sharpness (value - max)) their sum, the mean's offset
+// from that place, and the sums of squares about the mean. Central from the start, so that variances of a few pixels do not drown in
+// squares of coordinates.
 template <typename A> struct SoftmaxState {
   A max;
   int32_t x, y;  // of the first maximum in row-major order
-  A weight, mean_x, mean_y;
-  A xx, yy, xy;  // sum of w dx^2, w dy^2, w dx dy
+  A weight, offset_x, offset_y;
+  A xx, yy, xy;  // sums of w dx^2, w dy^2, w dx dy
 };
 
 // The state of both sets of pixels together (Chan, Golub, LeVeque 1979).
@@ -69,18 +70,19 @@ template <typename A>
 FASTPOSE_HOST_DEVICE SoftmaxState<A> merged(const SoftmaxState<A>& a, const SoftmaxState<A>& b, A sharpness) {
   const bool b_first = b.max > a.max || (b.max == a.max && (b.y < a.y || (b.y == a.y && b.x < a.x)));
   const A max = b_first ? b.max : a.max;
+  const int32_t x = b_first ? b.x : a.x, y = b_first ? b.y : a.y;
   // Two infinities are equal, their difference is NaN.
   const A in_a = a.max == max ? A(1) : power_of_2(sharpness * (a.max - max));
   const A in_b = b.max == max ? A(1) : power_of_2(sharpness * (b.max - max));
   const A weight = in_a * a.weight + in_b * b.weight;
   const A share = weight == 0 ? A(0) : in_b * b.weight / weight, apart = share * in_a * a.weight;
-  const A dx = b.mean_x - a.mean_x, dy = b.mean_y - a.mean_y;
+  const A dx = A(b.x - a.x) + (b.offset_x - a.offset_x), dy = A(b.y - a.y) + (b.offset_y - a.offset_y);
   return {max,
-          b_first ? b.x : a.x,
-          b_first ? b.y : a.y,
+          x,
+          y,
           weight,
-          a.mean_x + share * dx,
-          a.mean_y + share * dy,
+          A(a.x - x) + a.offset_x + share * dx,
+          A(a.y - y) + a.offset_y + share * dy,
           in_a * a.xx + in_b * b.xx + apart * dx * dx,
           in_a * a.yy + in_b * b.yy + apart * dy * dy,
           in_a * a.xy + in_b * b.xy + apart * dx * dy};
@@ -91,8 +93,8 @@ template <typename A> FASTPOSE_HOST_DEVICE void finish(const SoftArgmax2d& job, 
   const bool none = s.weight == 0;
   const A p = none ? A(NAN) : 1 / s.weight;
   A* coordinates = static_cast<A*>(job.coordinates) + 2 * plane;
-  coordinates[0] = none ? p : s.mean_x;
-  coordinates[1] = none ? p : s.mean_y;
+  coordinates[0] = none ? p : A(s.x) + s.offset_x;
+  coordinates[1] = none ? p : A(s.y) + s.offset_y;
   static_cast<A*>(job.confidence)[plane] = p;
   job.argmax[plane] = s.y * job.width + s.x;
   if (!job.covariance) return;

@@ -110,9 +110,9 @@ template <typename T> struct JointLanes {
   int planes() const { return count; }
 
   template <typename F> void for_lines(int64_t y, int64_t end, F&& f) const {
-    for (; y < end; ++y) {
-      f(Line<false, true>{y, 0, whole, count}, y);
-      if (whole < width) f(Line<false, false>{y, whole, width, count}, y);
+    for (int64_t line = 0; y < end; ++y) {
+      f(Line<false, true>{y, 0, whole, count}, line++);
+      if (whole < width) f(Line<false, false>{y, whole, width, count}, line++);
     }
   }
 
@@ -168,14 +168,17 @@ template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job,
 
 // ---- forward ------------------------------------------------------------------------------------------------------------
 
-// The sum of f(i, i - origin) for i from begin to end-1, in four chains so that no addition waits for the one before.
+// Long sums are kept as four: more exact, and no addition waits for the one before.
+template <typename V> static V total(const V (&sums)[4]) { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
+
+// The sum of f(i, i - origin) for i from begin to end-1.
 template <typename A, typename F> static Vec<A> sum_over(int64_t begin, int64_t end, Vec<A> origin, F&& f) {
   Vec<A> sums[4]{}, d = A(begin) - origin;
   int64_t i = begin;
   for (; i + 4 <= end; i += 4, d += A(4))
     for (int j = 0; j < 4; ++j) sums[j] += f(i + j, d + A(j));
   for (; i < end; ++i, d += A(1)) sums[0] += f(i, d);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return total(sums);
 }
 
 // Working memory of a block of rows, weights summed: along each line, the same times the offset along it, and across the lines.
@@ -222,37 +225,39 @@ static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t end
     marginals.lines.data[n] = sum;
     if (kSecond) marginals.offsets.data[n] = offsets;
   });
-  Vec<A> w{}, w_lines{};
+  Vec<A> w[4]{}, w_lines[4]{};
   lanes.for_lines(y, end, [&](auto line, int64_t n) {
-    w += marginals.lines.data[n];
-    w_lines += marginals.lines.data[n] * (line.template position<A>() - line_peak);
+    w[n % 4] += marginals.lines.data[n];
+    w_lines[n % 4] += marginals.lines.data[n] * (line.template position<A>() - line_peak);
   });
   const Vec<A> w_along = sum_over<A>(first, first + length, peak, [&](int64_t i, Vec<A> d) { return across[i] * d; });
 
-  lanes.collect(w, states, &S::weight);
-  lanes.collect(w_lines, states, down ? &S::mean_x : &S::mean_y);
-  lanes.collect(w_along, states, down ? &S::mean_y : &S::mean_x);
+  lanes.collect(total(w), states, &S::weight);
+  lanes.collect(total(w_lines), states, down ? &S::offset_x : &S::offset_y);
+  lanes.collect(w_along, states, down ? &S::offset_y : &S::offset_x);
   for (int i = 0; i < lanes.planes(); ++i) {
     S& s = states[i];
     const A p = s.weight == 0 ? A(0) : 1 / s.weight;
-    s.mean_x = A(s.x) + p * s.mean_x;
-    s.mean_y = A(s.y) + p * s.mean_y;
+    s.offset_x *= p;
+    s.offset_y *= p;
     s.xx = s.yy = s.xy = A(0);
   }
   if (!kSecond) return;
 
-  const Vec<A> line_mean = lanes.spread(states, down ? &S::mean_x : &S::mean_y);
-  const Vec<A> mean = lanes.spread(states, down ? &S::mean_y : &S::mean_x);
-  Vec<A> line_squares{}, products{};
+  const Vec<A> line_offset = lanes.spread(states, down ? &S::offset_x : &S::offset_y);
+  const Vec<A> offset = lanes.spread(states, down ? &S::offset_y : &S::offset_x);
+  Vec<A> line_squares[4]{}, products[4]{};
   lanes.for_lines(y, end, [&](auto line, int64_t n) {
-    const Vec<A> d = line.template position<A>() - line_mean;
-    line_squares += marginals.lines.data[n] * d * d;
-    products += (marginals.offsets.data[n] - marginals.lines.data[n] * (mean - peak)) * d;
+    const Vec<A> d = line.template position<A>() - line_peak - line_offset, sum = marginals.lines.data[n];
+    line_squares[n % 4] += sum * d * d;
+    products[n % 4] += (marginals.offsets.data[n] - sum * offset) * d;
   });
-  const Vec<A> squares = sum_over<A>(first, first + length, mean, [&](int64_t i, Vec<A> d) { return across[i] * d * d; });
-  lanes.collect(line_squares, states, down ? &S::xx : &S::yy);
+  const Vec<A> squares = sum_over<A>(first, first + length, peak, [&](int64_t i, Vec<A> d) {
+    return across[i] * (d - offset) * (d - offset);
+  });
+  lanes.collect(total(line_squares), states, down ? &S::xx : &S::yy);
   lanes.collect(squares, states, down ? &S::yy : &S::xx);
-  lanes.collect(products, states, &S::xy);
+  lanes.collect(total(products), states, &S::xy);
 }
 
 // Rows that are looked at twice stay in a core's own cache between.
@@ -324,6 +329,7 @@ template <typename T, bool kCross> static void backward(const SoftArgmax2dBackwa
         const Vec<A> d = line.template position<A>() - line_mean;
         const Vec<A> term = constant + d * (line_first + line_second * d), product = xy * d;
         for (int64_t i = line.begin; i < line.end; ++i) {
+          __builtin_prefetch(line.address(plane, heatmaps, i) + (stop - y) * heatmaps.row);
           Vec<A> slope = term + along[i];
           if (kCross) slope += product * distance[i];
           line.store(exp2(line.load(plane, heatmaps, i) - max, sharpness) * slope, out, gradient, i);

@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: what a kernel computes; run again for every SIMD level and for CUDA on the CPU")
     file = config.getoption("cuda_on_cpu")
-    hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=6 if file else 60)
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=15 if file else 60)
     hypothesis.settings.load_profile("suite")
     if file:  # `from fastpose import _C` finds it there
         spec = importlib.util.spec_from_file_location("fastpose._C", file)

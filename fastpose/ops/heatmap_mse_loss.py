@@ -99,15 +99,16 @@ def heatmap_mse_loss(
         weights,
         REDUCTIONS.index(reduction),
         unlabelled == "ignore",
+        maps is predictions,
         grad and any(p.requires_grad for p in maps),
     )
-    return losses.squeeze(0) if maps is not predictions else losses
+    return losses
 
 
 def heatmap_mse_loss_reference(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The same in plain PyTorch; arguments as the op's, and no gradients precomputed."""
     gaussian = GaussianArgs(*args[: len(GaussianArgs._fields)])
-    weights, reduction, ignore_unlabelled, _ = args[len(gaussian) :]
+    weights, reduction, ignore_unlabelled, listed, _ = args[len(gaussian) :]
     height, width = predictions[0].shape[2:]
     target = _gaussian.draw(gaussian, height, width)
     weight = torch.ones_like(target[:, :, 0, 0]) if weights is None else weights
@@ -117,7 +118,8 @@ def heatmap_mse_loss_reference(predictions: list[torch.Tensor], *args: Any) -> t
     scale = _scale(reduction, target.shape)
     # Masked before it is squared, so that a NaN in an ignored map reaches neither the loss nor the gradient.
     differences = [torch.where(weight == 0, 0, p.to(target.dtype) - target) for p in predictions]
-    return torch.stack([scale * (weight * d.square()).sum() for d in differences]), []
+    losses = [scale * (weight * d.square()).sum() for d in differences]
+    return torch.stack(losses) if listed else losses[0], []
 
 
 def _check_predictions(predictions: Any, listed: bool) -> None:
@@ -152,30 +154,30 @@ class _Loss(torch.autograd.Function):
     """The op's autograd. Written out because register_autograd spends 0.1 ms a call on arguments that are lists of tensors."""
 
     @staticmethod
-    def forward(ctx: Any, stacks: int, *args: Any) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, args: tuple[Any, ...], *predictions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            losses, gradients = _op(args[:stacks], *args[stacks:])
+            losses, gradients = _op(predictions, *args)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*gradients)
         ctx.save_for_backward(losses, *gradients)
-        ctx.reduction, ctx.arguments = args[-3], len(args)
+        ctx.reduction, ctx.stacks = args[-4], len(predictions)
         return losses, *gradients
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
         losses, *gradients = ctx.saved_tensors
         if upstream is None:
-            return (None,) * (1 + ctx.arguments)
+            return (None,) * (1 + ctx.stacks)
         if not gradients:
             raise RuntimeError("fastpose::heatmap_mse_loss was called with compute_gradient=False and has no gradient")
+        upstream = upstream.expand(len(gradients))  # of one loss (), of several (S,)
         if _graph_is_retained() or any(type(gradient) is not torch.Tensor for gradient in gradients):
             gradients = _scaled(gradients, upstream, ctx.reduction)
             if torch.is_grad_enabled():
                 gradients = _Once.apply(losses, *gradients)
         else:  # nobody will ask for the saved buffers again, so they become the gradients
-            gradients = [gradient.detach() for gradient in gradients]
             _scale_op(gradients, upstream, ctx.reduction)
-        return None, *gradients, *[None] * (ctx.arguments - len(gradients))
+        return None, *gradients
 
 
 class _Once(torch.autograd.Function):
@@ -208,21 +210,21 @@ def _scale(reduction: int, shape: torch.Size) -> float:
 
 def _autograd(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if torch.is_grad_enabled() and any(p.requires_grad for p in predictions):
-        losses, *gradients = _Loss.apply(len(predictions), *predictions, *args)
+        losses, *gradients = _Loss.apply(args, *predictions)
         return losses, gradients
     with torch._C._AutoDispatchBelowAutograd():
         return _op(predictions, *args)
 
 
 def _fake(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    keypoints, compute_gradient = args[0], args[-1]
+    keypoints, listed, compute_gradient = args[0], *args[-2:]
     gradients = [torch.empty_like(p) for p in predictions] if compute_gradient else []
-    return keypoints.new_empty(len(predictions)), gradients
+    return keypoints.new_empty(len(predictions) if listed else ()), gradients
 
 
 library.define(
     f"heatmap_mse_loss(Tensor[] predictions, {_gaussian.SCHEMA}, Tensor? weights, int reduction, bool ignore_unlabelled, "
-    "bool compute_gradient) -> (Tensor losses, Tensor[] gradients)",
+    "bool listed, bool compute_gradient) -> (Tensor losses, Tensor[] gradients)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.register_fake("fastpose::heatmap_mse_loss", _fake, lib=library)
