@@ -1,5 +1,5 @@
 // What every CUDA kernel here needs: elements and 16-byte packs, reductions in a fixed order, launches. No torch, so that the same
-// files compile for the CPU under tests/cuda_on_cpu.h.
+// files compile for the CPU under tests/cuda_on_cpu/cuda_on_cpu.h.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>

@@ -93,8 +93,9 @@ void heatmap_mse_loss_scale_(const std::vector<Tensor>& gradients, const Tensor&
     STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == dtype && t.device() == upstream.device(),
                     "fastpose: the saved gradients must be (B, K, H, W), of one dtype and on one device");
     check_gap_free(t);
-    const char* factor = static_cast<const char*>(upstream.data_ptr()) + int64_t(jobs.size()) * upstream.stride(0) * upstream.element_size();
-    jobs.push_back({t.data_ptr(), t.data_ptr(), t.numel(), dtype_of(dtype), factor, saved_unscaled(dtype) ? scale_of(reduction, t) : 1.0});
+    const int64_t at = int64_t(jobs.size()) * upstream.stride(0) * int64_t(upstream.element_size());
+    jobs.push_back({t.data_ptr(), t.data_ptr(), t.numel(), dtype_of(dtype), static_cast<const char*>(upstream.data_ptr()) + at,
+                    saved_unscaled(dtype) ? scale_of(reduction, t) : 1.0});
   }
   run_on(
       upstream,

@@ -592,7 +592,7 @@ def test_wrong_arguments_are_refused() -> None:
     refused(TypeError, "keypoints: got dtype torch.int64", codec.encode, keypoints.long())
     refused(ValueError, r"keypoints: got shape \(2, 3, 3\)", codec.encode, torch.zeros(2, 3, 3))
     refused(ValueError, r"visible: got shape \(2, 1\)", codec.encode, keypoints, torch.ones(2, 1))
-    refused(ValueError, r"points: got shape \(3\)", codec.to_input, torch.zeros(3))
+    refused(ValueError, r"points: got shape \(3,\)", codec.to_input, torch.zeros(3))
     refused(TypeError, "predictions: got NoneType", codec.loss, None, keypoints)
     refused(ValueError, "predictions: got an empty list", codec.loss, [], keypoints)
     refused(ValueError, r"predictions\[1\]: got maps of \(12, 16\)", codec.loss, [maps, maps.mT], keypoints)

@@ -33,20 +33,39 @@ each_op = pytest.mark.parametrize("op", OPS)
 
 @pytest.fixture(scope="module", autouse=True)
 def build() -> None:
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cmake and ninja may be pip's
     configure = ["cmake", "-S", ROOT / "tests" / "cuda_on_cpu", "-B", BUILD, "-G", "Ninja"]
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={BUILD}"]
     for command in ([*configure, *options], ["cmake", "--build", BUILD, "-j", str(os.cpu_count())]):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": tools})
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr
 
 
 @functools.cache
+def fixed_addresses() -> list[str]:
+    """What keeps ThreadSanitizer from meeting memory mapped where it expects none, if the system allows it."""
+    prefix = ["setarch", platform.machine(), "-R"]
+    return prefix if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0 else []
+
+
+@functools.cache
 def run_driver(sanitizer: str, op: str, without_barrier: str = "") -> subprocess.CompletedProcess[str]:
-    fixed_addresses = ["setarch", platform.machine(), "-R"] if sanitizer == "thread" else []  # or ThreadSanitizer may not start
-    environment = {**os.environ, "TSAN_OPTIONS": f"halt_on_error={int(bool(without_barrier))}"}
+    environment = {
+        **os.environ,
+        "TSAN_OPTIONS": f"halt_on_error={int(bool(without_barrier))}",
+        "ASAN_OPTIONS": "detect_leaks=0",  # which needs ptrace
+    }
     if without_barrier:
         environment["CUDA_ON_CPU_WITHOUT_BARRIER"] = without_barrier
-    return subprocess.run([*fixed_addresses, BUILD / f"driver_{sanitizer}", op], capture_output=True, text=True, env=environment)
+    command = [*fixed_addresses(), BUILD / f"driver_{sanitizer}", op]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def thread_sanitizer(build: None) -> None:
+    done = run_driver("thread", "no op of this name")
+    if done.returncode != 2:
+        pytest.skip(f"ThreadSanitizer does not start here: {done.stderr.strip()[:200]}")
 
 
 def barriers_of(op: str) -> set[str]:
@@ -63,19 +82,22 @@ def test_stays_inside_its_memory(op: str) -> None:
     assert done.returncode == 0, done.stderr[:5000]
 
 
+@pytest.mark.usefixtures("thread_sanitizer")
 @each_op
 def test_has_no_data_race(op: str) -> None:
     done = run_driver("thread", op)
     assert done.returncode == 0, done.stderr[:5000]
 
 
+@pytest.mark.usefixtures("thread_sanitizer")
 @each_op
 def test_planted_race_is_found(op: str) -> None:
-    barriers = sorted(barriers_of(op))
-    assert barriers
-    assert any(has_race(op, barrier) for barrier in barriers)
+    barriers = barriers_of(op)
+    own = [barrier for barrier in barriers if barrier.startswith(op)]
+    assert any(has_race(op, barrier) for barrier in own or barriers)
 
 
+@pytest.mark.usefixtures("thread_sanitizer")
 @pytest.mark.parametrize("barrier", BARRIERS)
 def test_barrier_is_needed(barrier: str) -> None:
     ops = [op for op in OPS if barrier in barriers_of(op)]
@@ -84,9 +106,19 @@ def test_barrier_is_needed(barrier: str) -> None:
 
 
 def test_values() -> None:
-    """What the ops' own tests say of the CUDA kernels."""
+    """What the ops' own tests say of the CUDA kernels; their memory is AddressSanitizer's part, which is faster."""
     (extension,) = BUILD.glob("_C*.so")
-    tests = [ROOT / "tests" / "test_ops.py", "-m", "kernel", f"--cuda-on-cpu={extension}", "-q", "-p", "no:cacheprovider"]
+    tests = [
+        ROOT / "tests" / "test_ops.py",
+        "-m",
+        "kernel",
+        "-k",
+        "not beside",
+        f"--cuda-on-cpu={extension}",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-10000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50 * len(OPS)

@@ -6,8 +6,10 @@ in the same dtype, plus a few units in the last place of the arithmetic, because
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -279,6 +281,36 @@ def test_out_of_any_layout(
     torch.testing.assert_close(out, expected.detach(), rtol=torch.finfo(dtype).eps, atol=1e-30)
     out.fill_(-7)
     assert (whole_storage(out) == -7).all()
+
+
+def between_fences(tensor: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """The same tensor, strides included, in memory that ends, or else begins, beside a page that nobody may touch."""
+    elements = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    pages = -(-elements * tensor.itemsize // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for fence in (begin, begin + (pages + 1) * mmap.PAGESIZE):
+        no_access = 0
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), mmap.PAGESIZE, no_access) == 0
+    offset = (1 + pages) * mmap.PAGESIZE - elements * tensor.itemsize if at_end else mmap.PAGESIZE
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=elements, offset=offset)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("at_end", [False, True], ids=["begin", "end"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "every_second"])
+@each_variant()
+def test_nothing_beside_the_tensors_is_read(case: OpCase, variant: str, layout: str, at_end: bool) -> None:
+    """It would end this process with a segmentation fault."""
+    for shape in (SMALL, WIDE, (1, 2, 1, 5), (1, 17, 3, 1)):
+        for dtype in (torch.float32, torch.bfloat16):
+            call = case.call(shape, variant, dtype=dtype, layout=layout)
+            call = call.with_tensors(lambda tensor: between_fences(tensor, at_end))
+            outputs = call()
+            evaluate(call, outputs, [between_fences(g, at_end) for g in upstream_of(outputs, layout)])
+            if "out" in inspect.signature(case.public).parameters:
+                call(out=between_fences(lay_out(outputs[0].detach(), layout), at_end))
 
 
 def free_gib(device: torch.device) -> float:
