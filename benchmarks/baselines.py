@@ -18,6 +18,7 @@ SIGMA = 2.0
 TEMPERATURE = 1.0
 BLUR = 11  # side of DARK's blur kernel
 BLUR_SIGMA = 0.3 * ((BLUR - 1) * 0.5 - 1) + 0.8
+BLUR_KERNEL = torch.from_numpy(cv2.getGaussianKernel(BLUR, BLUR_SIGMA)).float()
 
 Baselines = dict[str, Callable[..., Any]]
 
@@ -204,7 +205,7 @@ def dark_torch(heatmaps: torch.Tensor) -> torch.Tensor:
     step = torch.arange(side, device=x.device)
     index = (y[..., None, None] + step[:, None]) * (width + 2 * reach) + x[..., None, None] + step
     patch = padded.gather(-1, index.flatten(2)).view(-1, 1, side, side)
-    kernel = torch.from_numpy(cv2.getGaussianKernel(BLUR, BLUR_SIGMA)).to(heatmaps)
+    kernel = BLUR_KERNEL.to(heatmaps)
     blurred = torch.nn.functional.conv2d(torch.nn.functional.conv2d(patch, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     log = blurred.clamp(min=1e-10).log().view(*x.shape, 5, 5)
     dx, dy = (log[..., 2, 3] - log[..., 2, 1]) / 2, (log[..., 3, 2] - log[..., 1, 2]) / 2
