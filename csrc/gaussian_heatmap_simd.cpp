@@ -4,6 +4,27 @@
 
 namespace fastpose::FASTPOSE_SIMD {
 
+// One person in a square window into rows that are dense: columns outside, so that their factors stay in registers.
+template <typename T, typename A> static void render_separable(const Gaussians& g, const Person<A>& person, T* out, int64_t row) {
+  constexpr int kBlock = 4;
+  const A amplitude = A(g.amplitude), offset = A(g.offset);
+  const A *x_factor = person.x.value, *y_factor = person.y.value;
+  const int64_t height = g.height, width = g.width;
+  int64_t x = 0;
+  for (; x + kBlock * kLanes <= width; x += kBlock * kLanes) {
+    Vec<A> v[kBlock];
+    for (int i = 0; i < kBlock; ++i) v[i] = load(x_factor + x + i * kLanes) * amplitude;
+    for (int64_t y = 0; y < height; ++y) {
+      const A gy = y_factor[y];
+      for (int i = 0; i < kBlock; ++i) store(v[i] * gy + offset, out + y * row + x + i * kLanes);
+    }
+  }
+  for (; x < width; x += kLanes) {
+    const Vec<A> v = load(x_factor + x) * amplitude;
+    for (int64_t y = 0; y < height; ++y) store_columns(v * y_factor[y] + offset, out + y * row, x, width, 1);
+  }
+}
+
 template <typename T> static void render(const GaussianHeatmap& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const Gaussians& g = job.gaussians;
@@ -11,8 +32,12 @@ template <typename T> static void render(const GaussianHeatmap& job, int64_t beg
   Scratch<A> row(padded(g.width));
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t b = plane / g.joints, k = plane % g.joints;
-    rows.start(b, k);
+    const int64_t labelled = rows.start(b, k);
     T* out = job.maps.plane<T>(b, k);
+    if (labelled == 1 && !g.circular && job.maps.column == 1) {
+      render_separable(g, rows.person(0), out, job.maps.row);
+      continue;
+    }
     for (int64_t y = 0; y < g.height; ++y, out += job.maps.row) {
       rows.row(y, row.data);
       for (int64_t x = 0; x < g.width; x += kLanes) store_columns(load(row.data + x), out, x, g.width, job.maps.column);
