@@ -4,24 +4,15 @@
 
 namespace fastpose::FASTPOSE_SIMD {
 
-// One person in a square window into rows that are dense: columns outside, so that their factors stay in registers.
+// One person in a square window into rows that are dense: one multiplication a pixel, written from the first to the last.
 template <typename T, typename A> static void render_separable(const Gaussians& g, const Person<A>& person, T* out, int64_t row) {
-  constexpr int kBlock = 4;
-  const A amplitude = A(g.amplitude), offset = A(g.offset);
+  const A offset = A(g.offset);
   const A *x_factor = person.x.value, *y_factor = person.y.value;
-  const int64_t height = g.height, width = g.width;
-  int64_t x = 0;
-  for (; x + kBlock * kLanes <= width; x += kBlock * kLanes) {
-    Vec<A> v[kBlock];
-    for (int i = 0; i < kBlock; ++i) v[i] = load(x_factor + x + i * kLanes) * amplitude;
-    for (int64_t y = 0; y < height; ++y) {
-      const A gy = y_factor[y];
-      for (int i = 0; i < kBlock; ++i) store(v[i] * gy + offset, out + y * row + x + i * kLanes);
-    }
-  }
-  for (; x < width; x += kLanes) {
-    const Vec<A> v = load(x_factor + x) * amplitude;
-    for (int64_t y = 0; y < height; ++y) store_columns(v * y_factor[y] + offset, out + y * row, x, width, 1);
+  const int64_t height = g.height, width = g.width, whole = width / kLanes * kLanes;
+  for (int64_t y = 0; y < height; ++y, out += row) {
+    const A gy = y_factor[y] * A(g.amplitude);
+    for (int64_t x = 0; x < whole; x += kLanes) store(load(x_factor + x) * gy + offset, out + x);
+    if (whole < width) store_columns(load(x_factor + whole) * gy + offset, out, whole, width, 1);
   }
 }
 

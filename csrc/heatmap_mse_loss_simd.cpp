@@ -43,12 +43,16 @@ template <typename T> struct Strip {
   int64_t elements, width;
 };
 
-// Writes the strip's gradient and returns its weighted squares. `weight` has one number for each column, or (null) all are 1.
-template <typename T, typename Target, typename A = Accumulator<T>>
-__attribute__((noinline)) static A strip_loss(Strip<T> strip, Target target, const A* weight, A gradient_scale) {
-  Vec<A> total{};
+// Reads and writes run so far behind what is asked for: past the end of a page, where the hardware stops looking ahead.
+constexpr int64_t kAheadBytes = 4096;
+
+// Writes the strip's gradient and returns its weighted squares. `weight` has one number for each column; unless kWeighted all are 1.
+template <bool kWeighted, typename T, typename Target, typename A = Accumulator<T>>
+static A strip_loss(const Strip<T>& strip, const Target& target, const A* weight, A gradient_scale) {
+  constexpr int kSums = 4;  // vectors at a time, each with a sum that waits for itself only
+  constexpr int64_t kAhead = kAheadBytes / int64_t(sizeof(T));
   auto gradient_of = [&](Vec<A> d, int64_t x, Vec<A>& sum) {
-    if (!weight) {
+    if constexpr (!kWeighted) {
       sum += d * d;
       return d * gradient_scale;
     }
@@ -57,29 +61,32 @@ __attribute__((noinline)) static A strip_loss(Strip<T> strip, Target target, con
     sum += w * d * d;
     return w * d * gradient_scale;
   };
-  for (int64_t y = 0; y * strip.width < strip.elements; ++y) {
-    const int64_t left = strip.elements - y * strip.width, width = left < strip.width ? left : strip.width;
-    const T* prediction = strip.prediction + y * strip.row;
-    T* gradient = strip.gradient ? strip.gradient + y * strip.gradient_row : nullptr;
+  const bool dense = strip.column == 1 && (!strip.gradient || strip.gradient_column == 1);
+  const T* prediction = strip.prediction;
+  T* gradient = strip.gradient;
+  Vec<A> sums[kSums]{};
+  for (int64_t y = 0, left = strip.elements; left > 0; ++y, left -= strip.width) {
+    const int64_t width = left < strip.width ? left : strip.width, whole = dense ? width - (kSums * kLanes - 1) : 0;
     int64_t x = 0;
-    Vec<A> even{}, odd{};  // two sums, each of which waits for itself only
-    const bool dense = strip.column == 1 && (!gradient || strip.gradient_column == 1);
-    for (; dense && x + 2 * kLanes <= width; x += 2 * kLanes) {
-      const Vec<A> first = gradient_of(load(prediction + x) - target.at(y, x), x, even);
-      const Vec<A> second = gradient_of(load(prediction + x + kLanes) - target.at(y, x + kLanes), x + kLanes, odd);
+    for (; x < whole; x += kSums * kLanes) {
+      Vec<A> v[kSums];
+      for (int i = 0; i < kSums; ++i)
+        v[i] = gradient_of(load(prediction + x + i * kLanes) - target.at(y, x + i * kLanes), x + i * kLanes, sums[i]);
+      constexpr int kLine = 64 / int(sizeof(T));
+      for (int64_t i = kAhead; i < kAhead + kSums * kLanes; i += kLine) __builtin_prefetch(prediction + x + i);
       if (!gradient) continue;
-      store(first, gradient + x);
-      store(second, gradient + x + kLanes);
+      for (int64_t i = kAhead; i < kAhead + kSums * kLanes; i += kLine) __builtin_prefetch(gradient + x + i, 1);
+      for (int i = 0; i < kSums; ++i) store(v[i], gradient + x + i * kLanes);
     }
-    Vec<A> sum = even + odd;
     for (; x < width; x += kLanes) {
       const Vec<A> t = iota<A>() + A(x) < A(width) ? target.at(y, x) : Vec<A>{};
-      const Vec<A> v = gradient_of(load_columns(prediction, x, width, strip.column, A(0)) - t, x, sum);
+      const Vec<A> v = gradient_of(load_columns(prediction, x, width, strip.column, A(0)) - t, x, sums[0]);
       if (gradient) store_columns(v, gradient, x, width, strip.gradient_column);
     }
-    total += sum;
+    prediction += strip.row;
+    if (gradient) gradient += strip.gradient_row;
   }
-  return horizontal_sum<A>(total);
+  return horizontal_sum<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // So many elements are drawn at a time, to serve all stacks from the cache, and summed before the sum is widened to double.
@@ -95,7 +102,6 @@ template <typename T> static void planes(const HeatmapMSELoss& job, double* out,
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t b = plane / g.joints, k = plane % g.joints, labelled = rows.start(b, k);
     const A w = weight_of<A>(job, b, k, labelled > 0), gradient_scale = A(job.gradient_scale) * w;
-    const A* weight = w == A(0) ? nothing.data : nullptr;
     const bool separable = labelled == 1 && !g.circular;
     for (int64_t s = 0; s < job.stack_count; ++s) out[s * parts + plane] = 0;
     for (int64_t y = 0; y < g.height; y += band) {
@@ -105,15 +111,16 @@ template <typename T> static void planes(const HeatmapMSELoss& job, double* out,
         const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
         const Strip<T> strip{p.plane<T>(b, k) + y * p.row, p.row, p.column,
                              q.data ? q.plane<T>(b, k) + y * q.row : nullptr, q.row, q.column, count * g.width, g.width};
-        double sum;
+        auto loss = [&](const auto& target) -> double {
+          if (w == A(0)) return strip_loss<true>(strip, target, nothing.data, A(0));
+          return w * strip_loss<false>(strip, target, nothing.data, gradient_scale);
+        };
         if (separable) {
           const Person<A>& person = rows.person(0);
-          const SeparableTarget<A> target{person.x.value, person.y.value + y, A(g.amplitude), A(g.offset)};
-          sum = strip_loss(strip, target, weight, gradient_scale);
+          out[s * parts + plane] += loss(SeparableTarget<A>{person.x.value, person.y.value + y, A(g.amplitude), A(g.offset)});
         } else {
-          sum = strip_loss(strip, DrawnTarget<A>{drawn.data, length}, weight, gradient_scale);
+          out[s * parts + plane] += loss(DrawnTarget<A>{drawn.data, length});
         }
-        out[s * parts + plane] += w * sum;
       }
     }
   }
@@ -216,7 +223,7 @@ template <typename T> static void samples(const HeatmapMSELoss& job, double* out
           const Strip<T> strip{p.plane<T>(b, 0) + y * p.row, pixels.tile, 1,
                                q.data ? q.plane<T>(b, 0) + y * q.row : nullptr, pixels.tile, 1,
                                g.width * g.joints, pixels.tile};
-          out[s * g.batch + b] += strip_loss(strip, target, weight.data, A(job.gradient_scale));
+          out[s * g.batch + b] += strip_loss<true>(strip, target, weight.data, A(job.gradient_scale));
         }
       };
       if (g.people == 1 && !g.circular) all_stacks(pixels.tiles(y));

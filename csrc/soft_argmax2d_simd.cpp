@@ -26,56 +26,43 @@ static inline Vec<double> exp2(Vec<double> a, double scale) {
 
 // ---- what the lanes of a vector are -------------------------------------------------------------------------------------
 
-// A run of vectors: kDown, one below the other, each of neighbouring columns; else side by side, each of neighbouring joints.
-// kWhole: all lanes count and are dense in memory; else `count` lanes that lie anywhere.
-template <bool kDown, bool kWhole> struct Line {
-  int64_t at;          // column of lane 0, or row
-  int64_t begin, end;  // rows, or columns
+// A vector of a row: neighbouring columns of one plane, or neighbouring joints at one column. kWhole: all lanes count and are dense in
+// memory; else `count` lanes that lie `stride` apart.
+template <bool kWhole> struct Place {
+  int64_t index;   // among the vectors of the row
+  int64_t column;  // of lane 0
+  int64_t stride = 1;
   int count = kLanes;
-  int skip = 0;        // so many lanes belong to the line before, too
+  int skip = 0;    // so many lanes belong to the vector before, too
 
-  template <typename T> T* address(T* plane, const Maps& m, int64_t i) const {
-    return plane + (kDown ? i * m.row + at * m.column : at * m.row + i * m.column);
+  template <typename T> auto load(const T* row, const Maps& m) const {
+    if constexpr (kWhole) return FASTPOSE_SIMD::load(row + column * m.column);
+    else return load_columns(row + column * m.column, 0, count, stride, -Accumulator<T>(INFINITY));
   }
-  template <typename T> auto load(const T* plane, const Maps& m, int64_t i) const {
-    const T* p = address(plane, m, i);
-    if constexpr (kWhole) return FASTPOSE_SIMD::load(p);
-    else return load_columns(p, 0, count, kDown ? m.column : m.joint, -Accumulator<T>(INFINITY));
+  template <typename V, typename T> void store(V v, T* row, const Maps& m, int64_t gradient_stride) const {
+    store_columns(v, row + column * m.column, 0, count, gradient_stride);
   }
-  template <typename T> void store(Vec<Accumulator<T>> v, T* plane, const Maps& m, int64_t i) const {
-    store_columns(v, address(plane, m, i), 0, count, kDown ? m.column : m.joint);
-  }
-  template <typename A> Vec<A> position() const { return kDown ? iota<A>() + A(at) : splat(A(at)); }
 };
 
 // One plane, neighbouring columns in the lanes.
 template <typename T> struct ColumnLanes {
   using A = Accumulator<T>;
-  static constexpr bool kDown = true;
   int64_t width;
   bool whole;  // rows are dense and fill vectors
 
   ColumnLanes(const SoftArgmax2d& job) : width(job.width), whole(job.heatmaps.column == 1 && job.width >= kLanes) {}
   static constexpr int planes() { return 1; }
+  static int64_t stride(const Maps& m) { return m.column; }
+  static Vec<A> position(int64_t column) { return iota<A>() + A(column); }
 
-  // Calls f(line, its number) for the lines that cover rows y .. end-1.
-  template <typename F> void for_lines(int64_t y, int64_t end, F&& f) const {
-    int64_t x = 0, line = 0;
+  // Calls f(place) for the vectors of a row.
+  template <typename F> void for_row(const Maps& m, F&& f) const {
+    int64_t x = 0, i = 0;
     if (whole) {
-      for (; x + kLanes <= width; x += kLanes) f(Line<true, true>{x, y, end}, line++);
-      if (x < width) f(Line<true, true>{width - kLanes, y, end, kLanes, int(x + kLanes - width)}, line);
+      for (; x + kLanes <= width; x += kLanes) f(Place<true>{i++, x});
+      if (x < width) f(Place<true>{i, width - kLanes, 1, kLanes, int(x + kLanes - width)});
     } else {
-      for (; x < width; x += kLanes) f(Line<true, false>{x, y, end, width - x < kLanes ? int(width - x) : kLanes}, line++);
-    }
-  }
-
-  template <typename F> void for_row(const T* row, const Maps& m, F&& f) const {
-    int64_t x = 0;
-    if (whole) {
-      for (; x + kLanes <= width; x += kLanes) f(load(row + x), x);
-      if (x < width) f(load(row + width - kLanes), width - kLanes);
-    } else {
-      for (; x < width; x += kLanes) f(load_columns(row, x, width, m.column, -A(INFINITY)), x);
+      for (; x < width; x += kLanes) f(Place<false>{i++, x, m.column, width - x < kLanes ? int(width - x) : kLanes});
     }
   }
 
@@ -85,7 +72,9 @@ template <typename T> struct ColumnLanes {
     s->max = horizontal_max<A>(largest);
     s->y = int32_t(-horizontal_max<A>(largest == s->max ? -row : nowhere));
     Vec<A> first = nowhere;
-    for_row(plane + s->y * m.row, m, [&](Vec<A> v, int64_t x) { first = max(v == s->max ? -iota<A>() - A(x) : nowhere, first); });
+    for_row(m, [&](auto at) {
+      first = max(at.load(plane + s->y * m.row, m) == s->max ? -position(at.column) : nowhere, first);
+    });
     const A x = -horizontal_max<A>(first);
     s->x = x < A(width) ? int32_t(x) : 0;  // 0: a row of nothing but NaN
   }
@@ -97,7 +86,6 @@ template <typename T> struct ColumnLanes {
 // One plane a lane: neighbouring joints.
 template <typename T> struct JointLanes {
   using A = Accumulator<T>;
-  static constexpr bool kDown = false;
   int64_t width;
   int count;      // of joints; lanes beyond are read and dropped
   int64_t whole;  // columns before this one can be read as whole vectors, which end before the row's last joint
@@ -108,18 +96,13 @@ template <typename T> struct JointLanes {
     whole = count == kLanes ? width : slack < 0 || job.heatmaps.column < 1 ? 0 : slack / job.heatmaps.column + 1;
   }
   int planes() const { return count; }
+  static int64_t stride(const Maps& m) { return m.joint; }
+  static Vec<A> position(int64_t column) { return splat(A(column)); }
 
-  template <typename F> void for_lines(int64_t y, int64_t end, F&& f) const {
-    for (int64_t line = 0; y < end; ++y) {
-      f(Line<false, true>{y, 0, whole, count}, line++);
-      if (whole < width) f(Line<false, false>{y, whole, width, count}, line++);
-    }
-  }
-
-  template <typename F> void for_row(const T* row, const Maps& m, F&& f) const {
+  template <typename F> void for_row(const Maps&, F&& f) const {
     int64_t x = 0;
-    for (; x < whole; ++x) f(load(row + x * m.column), x);
-    for (; x < width; ++x) f(load_columns(row + x * m.column, 0, count, 1, -A(INFINITY)), x);
+    for (; x < whole; ++x) f(Place<true>{x, x, 1, count});
+    for (; x < width; ++x) f(Place<false>{x, x, 1, count});
   }
 
   void locate(const T* plane, const Maps& m, Vec<A> largest, Vec<A> row, SoftmaxState<A>* s) const {
@@ -171,34 +154,37 @@ template <typename T, typename F> static void for_lanes(const SoftArgmax2d& job,
 // Long sums are kept as four: more exact, and no addition waits for the one before.
 template <typename V> static V total(const V (&sums)[4]) { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
 
-// The sum of f(i, i - origin) for i from begin to end-1.
-template <typename A, typename F> static Vec<A> sum_over(int64_t begin, int64_t end, Vec<A> origin, F&& f) {
-  Vec<A> sums[4]{}, d = A(begin) - origin;
-  int64_t i = begin;
-  for (; i + 4 <= end; i += 4, d += A(4))
-    for (int j = 0; j < 4; ++j) sums[j] += f(i + j, d + A(j));
-  for (; i < end; ++i, d += A(1)) sums[0] += f(i, d);
+// The sum of f(i) for i from 0 to n-1.
+template <typename A, typename F> static Vec<A> sum_of(int64_t n, F&& f) {
+  Vec<A> sums[4]{};
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int64_t j = 0; j < 4; ++j) sums[j] += f(i + j);
+  for (; i < n; ++i) sums[0] += f(i);
   return total(sums);
 }
 
-// Working memory of a block of rows, weights summed: along each line, the same times the offset along it, and across the lines.
+// Working memory of a block of rows. Weights summed over each row, the same times the offset along it, and over the vectors of all rows
+// that lie below each other; and where these are.
 template <typename A> struct Marginals {
-  Scratch<Vec<A>> lines, offsets, across;
-  explicit Marginals(int64_t n) : lines(n), offsets(n), across(n) {}
+  Scratch<Vec<A>> rows, offsets, columns, position;
+  Marginals(int64_t height, int64_t width) : rows(height), offsets(height), columns(width), position(width) {}
 };
 
-// The states of rows y .. end-1, which stay in cache between two looks: for the maxima, then for the weights. Means and second moments
-// come from the marginals.
+// The states of `height` rows from y on, which stay in cache between two looks: for the maxima, then for the weights. Means and second
+// moments come from the marginals.
 template <bool kSecond, typename T, typename Lanes, typename A = Accumulator<T>>
-static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t end, A sharpness, const Marginals<A>& marginals,
+static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t height, A sharpness, const Marginals<A>& marginals,
                      SoftmaxState<A>* states) {
   using S = SoftmaxState<A>;
-  constexpr bool down = Lanes::kDown;
+  Vec<A>*const rows = marginals.rows.data, *const offsets = marginals.offsets.data, *const columns = marginals.columns.data,
+         *const position = marginals.position.data;
 
+  const T* const first = plane + y * m.row;
   Vec<A> largest = splat(-A(INFINITY)), row = splat(A(y)), largest_row = row;
-  for (int64_t i = y; i < end; ++i, row += A(1)) {
+  for (int64_t i = 0; i < height; ++i, row += A(1)) {
     Vec<A> top = splat(-A(INFINITY));
-    lanes.for_row(plane + i * m.row, m, [&](Vec<A> v, int64_t) { top = max(v, top); });  // passes NaN over
+    lanes.for_row(m, [&](auto at) { top = max(at.load(first + i * m.row, m), top); });  // passes NaN over
     largest_row = top > largest ? row : largest_row;
     largest = max(top, largest);
   }
@@ -206,35 +192,32 @@ static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t end
 
   Vec<A> top = lanes.spread(states, &S::max);
   top = top == -A(INFINITY) ? Vec<A>{} : top;  // then -infinity weighs 0, too; NaN and +infinity make the sums NaN
-  // Offsets are from the maximum, where the mass is.
-  const Vec<A> line_peak = lanes.spread(states, down ? &S::x : &S::y), peak = lanes.spread(states, down ? &S::y : &S::x);
-  const int64_t first = down ? y : 0, length = down ? end - y : lanes.width;  // along the lines
-  Vec<A>* const across = marginals.across.data - first;
-  for (int64_t i = first; i < first + length; ++i) across[i] = Vec<A>{};
-  const int64_t ahead = (end - y) * m.row;  // the next block or plane is on its way while this one is computed
-  lanes.for_lines(y, end, [&](auto line, int64_t n) {
-    Vec<A> sum{}, offsets{}, position = splat(A(line.begin)) - peak;
-    for (int64_t i = line.begin; i < line.end; ++i, position += A(1)) {
-      __builtin_prefetch(line.address(plane, m, i) + ahead);
-      Vec<A> e = exp2(line.load(plane, m, i) - top, sharpness);
-      if (line.skip) e = iota<A>() < A(line.skip) ? Vec<A>{} : e;
+  // Positions are from the maximum, where the mass is.
+  const Vec<A> peak_x = lanes.spread(states, &S::x), peak_y = lanes.spread(states, &S::y) - A(y);
+  int64_t vectors = 0;
+  lanes.for_row(m, [&](auto at) {
+    columns[at.index] = Vec<A>{};
+    position[at.index] = Lanes::position(at.column) - peak_x;
+    vectors = at.index + 1;
+  });
+  const int64_t ahead = height * m.row;  // the next block or plane is on its way while this one is computed
+  for (int64_t i = 0; i < height; ++i) {
+    Vec<A> sum{}, offset{};
+    const T* p = first + i * m.row;
+    lanes.for_row(m, [&](auto at) {
+      __builtin_prefetch(p + at.column * m.column + ahead);
+      Vec<A> e = exp2(at.load(p, m) - top, sharpness);
+      if (at.skip) e = iota<A>() < A(at.skip) ? Vec<A>{} : e;
       sum += e;
-      across[i] += e;
-      if (kSecond) offsets += e * position;
-    }
-    marginals.lines.data[n] = sum;
-    if (kSecond) marginals.offsets.data[n] = offsets;
-  });
-  Vec<A> w[4]{}, w_lines[4]{};
-  lanes.for_lines(y, end, [&](auto line, int64_t n) {
-    w[n % 4] += marginals.lines.data[n];
-    w_lines[n % 4] += marginals.lines.data[n] * (line.template position<A>() - line_peak);
-  });
-  const Vec<A> w_along = sum_over<A>(first, first + length, peak, [&](int64_t i, Vec<A> d) { return across[i] * d; });
-
-  lanes.collect(total(w), states, &S::weight);
-  lanes.collect(total(w_lines), states, down ? &S::offset_x : &S::offset_y);
-  lanes.collect(w_along, states, down ? &S::offset_y : &S::offset_x);
+      columns[at.index] += e;
+      if (kSecond) offset += e * position[at.index];
+    });
+    rows[i] = sum;
+    if (kSecond) offsets[i] = offset;
+  }
+  lanes.collect(sum_of<A>(height, [&](int64_t i) { return rows[i]; }), states, &S::weight);
+  lanes.collect(sum_of<A>(height, [&](int64_t i) { return rows[i] * (A(i) - peak_y); }), states, &S::offset_y);
+  lanes.collect(sum_of<A>(vectors, [&](int64_t i) { return columns[i] * position[i]; }), states, &S::offset_x);
   for (int i = 0; i < lanes.planes(); ++i) {
     S& s = states[i];
     const A p = s.weight == 0 ? A(0) : 1 / s.weight;
@@ -244,20 +227,10 @@ static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t end
   }
   if (!kSecond) return;
 
-  const Vec<A> line_offset = lanes.spread(states, down ? &S::offset_x : &S::offset_y);
-  const Vec<A> offset = lanes.spread(states, down ? &S::offset_y : &S::offset_x);
-  Vec<A> line_squares[4]{}, products[4]{};
-  lanes.for_lines(y, end, [&](auto line, int64_t n) {
-    const Vec<A> d = line.template position<A>() - line_peak - line_offset, sum = marginals.lines.data[n];
-    line_squares[n % 4] += sum * d * d;
-    products[n % 4] += (marginals.offsets.data[n] - sum * offset) * d;
-  });
-  const Vec<A> squares = sum_over<A>(first, first + length, peak, [&](int64_t i, Vec<A> d) {
-    return across[i] * (d - offset) * (d - offset);
-  });
-  lanes.collect(total(line_squares), states, down ? &S::xx : &S::yy);
-  lanes.collect(squares, states, down ? &S::yy : &S::xx);
-  lanes.collect(total(products), states, &S::xy);
+  const Vec<A> mean_x = lanes.spread(states, &S::offset_x), mean_y = lanes.spread(states, &S::offset_y) + peak_y;
+  lanes.collect(sum_of<A>(vectors, [&](int64_t i) { return columns[i] * (position[i] - mean_x) * (position[i] - mean_x); }), states, &S::xx);
+  lanes.collect(sum_of<A>(height, [&](int64_t i) { return rows[i] * (A(i) - mean_y) * (A(i) - mean_y); }), states, &S::yy);
+  lanes.collect(sum_of<A>(height, [&](int64_t i) { return (offsets[i] - rows[i] * mean_x) * (A(i) - mean_y); }), states, &S::xy);
 }
 
 // Rows that are looked at twice stay in a core's own cache between.
@@ -269,13 +242,13 @@ template <typename T, bool kSecond> static void forward(const SoftArgmax2d& job,
   const int64_t row = job.heatmaps.row > job.width ? job.heatmaps.row : job.width;
   int64_t block = kBlockBytes / (row * int64_t(sizeof(T))) + 1;
   if (block > job.height) block = job.height;
-  const Marginals<A> marginals(job.width + 2 * block);
+  const Marginals<A> marginals(block, job.width);
   for_lanes<T>(job, begin, end, [&](const auto& lanes, int64_t b, int64_t k) {
     const T* plane = job.heatmaps.plane<const T>(b, k);
     SoftmaxState<A> total[kLanes], next[kLanes];
     for (int64_t y = 0; y < job.height; y += block) {
-      const int64_t stop = y + block < job.height ? y + block : job.height;
-      sum_rows<kSecond>(lanes, plane, job.heatmaps, y, stop, sharpness, marginals, y ? next : total);
+      const int64_t height = y + block < job.height ? block : job.height - y;
+      sum_rows<kSecond>(lanes, plane, job.heatmaps, y, height, sharpness, marginals, y ? next : total);
       for (int i = 0; y && i < lanes.planes(); ++i) total[i] = merged(total[i], next[i], sharpness);
     }
     for (int i = 0; i < lanes.planes(); ++i) finish(job, b * job.joints + k + i, total[i]);
@@ -291,49 +264,39 @@ void soft_argmax2d_units(const SoftArgmax2d& job, int64_t begin, int64_t end) {
 
 // ---- backward -----------------------------------------------------------------------------------------------------------
 
-// The slope is a term of the line plus one of the place along it; only a gradient of the covariance adds a product of both.
+// The slope is a term of the row plus one of the place along it; only a gradient of the covariance adds a product of both.
 template <typename T, bool kCross> static void backward(const SoftArgmax2dBackward& job, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   using S = Slope<A>;
   const SoftArgmax2d& f = job.forward;
-  constexpr int64_t kRows = 16;  // lines that run down stay within a page or few
-  const int64_t n = f.width > kRows ? f.width : kRows;
-  const Scratch<Vec<A>> terms(n), distances(n);
+  const Scratch<Vec<A>> terms(f.width), distances(f.width);
   for_lanes<T>(f, begin, end, [&](auto lanes, int64_t b, int64_t k) {
-    constexpr bool down = decltype(lanes)::kDown;
     // Copies, which writing a gradient does not change as far as the compiler knows.
     const Maps heatmaps = f.heatmaps, gradient = job.gradient;
     const A sharpness = sharpness_of<A>(f);
-    const T* plane = heatmaps.plane<const T>(b, k);
-    T* out = gradient.plane<T>(b, k);
+    Vec<A>*const term = terms.data, *const distance = distances.data;
     S slopes[kLanes];
     for (int i = 0; i < lanes.planes(); ++i) {
       slopes[i] = slope_of<A>(job, b * f.joints + k + i);
       slopes[i].max = widen(slopes[i].at_peak(heatmaps.plane<const T>(b, k + i), heatmaps));
     }
     auto spread = [&](A S::*number) { return lanes.spread(slopes, number); };
-    const Vec<A> max = spread(&S::max), constant = spread(&S::constant), xy = spread(&S::xy);
-    const Vec<A> line_mean = spread(down ? &S::mean_x : &S::mean_y), mean = spread(down ? &S::mean_y : &S::mean_x);
-    const Vec<A> line_first = spread(down ? &S::x : &S::y), first = spread(down ? &S::y : &S::x);
-    const Vec<A> line_second = spread(down ? &S::xx : &S::yy), second = spread(down ? &S::yy : &S::xx);
-    for (int64_t y = 0, stop; y < f.height; y = stop) {
-      stop = !down || y + kRows > f.height ? f.height : y + kRows;
-      Vec<A>* const along = terms.data - (down ? y : 0);
-      Vec<A>* const distance = distances.data - (down ? y : 0);
-      for (int64_t i = down ? y : 0; i < (down ? stop : f.width); ++i) {
-        const Vec<A> d = A(i) - mean;
-        along[i] = d * (first + second * d);
-        if (kCross) distance[i] = d;
-      }
-      lanes.for_lines(y, stop, [&](auto line, int64_t) {
-        const Vec<A> d = line.template position<A>() - line_mean;
-        const Vec<A> term = constant + d * (line_first + line_second * d), product = xy * d;
-        for (int64_t i = line.begin; i < line.end; ++i) {
-          __builtin_prefetch(line.address(plane, heatmaps, i) + (stop - y) * heatmaps.row);
-          Vec<A> slope = term + along[i];
-          if (kCross) slope += product * distance[i];
-          line.store(exp2(line.load(plane, heatmaps, i) - max, sharpness) * slope, out, gradient, i);
-        }
+    const Vec<A> max = spread(&S::max), constant = spread(&S::constant), mean_x = spread(&S::mean_x), mean_y = spread(&S::mean_y);
+    const Vec<A> x = spread(&S::x), xx = spread(&S::xx), y = spread(&S::y), yy = spread(&S::yy), xy = spread(&S::xy);
+    lanes.for_row(heatmaps, [&](auto at) {
+      const Vec<A> d = decltype(lanes)::position(at.column) - mean_x;
+      term[at.index] = d * (x + xx * d);
+      if (kCross) distance[at.index] = d;
+    });
+    const int64_t stride = lanes.stride(gradient);
+    for (int64_t i = 0; i < f.height; ++i) {
+      const T* p = heatmaps.plane<const T>(b, k) + i * heatmaps.row;
+      T* out = gradient.plane<T>(b, k) + i * gradient.row;
+      const Vec<A> d = A(i) - mean_y, row = constant + d * (y + yy * d), product = xy * d;
+      lanes.for_row(heatmaps, [&](auto at) {
+        Vec<A> slope = row + term[at.index];
+        if (kCross) slope += product * distance[at.index];
+        at.store(exp2(at.load(p, heatmaps) - max, sharpness) * slope, out, gradient, stride);
       });
     }
     for (int i = 0; i < lanes.planes(); ++i)
