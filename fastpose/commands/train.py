@@ -1,0 +1,112 @@
+"""``fastpose train``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fastpose.commands._output import pairs
+
+
+class Data(str, Enum):
+    """What to train on."""
+
+    figures = "figures"
+    mpii = "mpii"
+
+
+_DEFAULT_RECIPES = {Data.figures: "hourglass-demo", Data.mpii: "hourglass"}
+
+
+class Precision(str, Enum):
+    """Arithmetic of the training; auto is bf16 where the machine computes in it."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def train(
+    data: Annotated[Data, typer.Option(help="What to train on: figures drawn on the fly, or MPII.")],
+    annotations: Annotated[Path | None, typer.Option(help="MPII annotations, a JSON file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of MPII's images; by default 'images' beside the annotations.")
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="MPII annotations to validate on; by default the validation split, or else all people."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of the recipe; by default hourglass-demo for figures, hourglass for mpii.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-DATA.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="People a step, in place of the recipe's.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="In place of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and figures.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes that load data; by default by the machine.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the recipe, such as model_options.stacks=2."),
+    ] = None,
+) -> None:
+    """Train a model; write its weights, checkpoints and logs."""
+    from fastpose import training
+    from fastpose.recipes import get_recipe
+
+    given = {"steps": steps, "batch_size": batch_size, "precision": precision and precision.value}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = recipe or _DEFAULT_RECIPES[data]
+    plan = get_recipe(recipe, **{**_overrides(get_recipe(recipe).to_dict(), settings or []), **changes})
+    if data is Data.figures:
+        if annotations or images or validation:
+            raise ValueError("--annotations, --images and --validation are for --data mpii")
+        source = training.figures_data(plan, seed)
+    elif annotations is None:
+        raise ValueError("--data mpii needs --annotations FILE")
+    else:
+        source = training.mpii_data(annotations, images, validation)
+    folder = out or Path("runs", f"{plan.name}-{data.value}")
+    console = Console()
+    console.print(pairs(f"recipe {plan.name}", plan.to_dict()))
+    result = training.train(plan, source, folder, seed=seed, workers=workers, resume="last" if resume else None)
+    console.print(_scores(result.initial, result.final))
+    console.print(f"weights: {result.weights}", soft_wrap=True, highlight=False)
+
+
+def _overrides(recipe: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Fields to set otherwise, from ``field=value`` and ``field.key=value``; values are JSON or else strings."""
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        field, dot, inner = key.partition(".")
+        if not equals or field not in recipe:
+            raise ValueError(f"--set must be KEY=VALUE with a KEY of {', '.join(recipe)}, got {setting!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if dot:
+            outer = changes.get(field, recipe[field])
+            if not isinstance(outer, Mapping):
+                raise ValueError(f"--set: {field} has no entries to set, got {setting!r}")
+            value = {**outer, inner: value}
+        changes[field] = value
+    return changes
+
+
+def _scores(initial: Mapping[str, float], final: Mapping[str, float]) -> Table:
+    table = Table("joint", title="PCKh@0.5 (%)", title_justify="left")
+    for column in ("initial stack", "final stack"):
+        table.add_column(column, justify="right")
+    for name in final:
+        table.add_row(name, f"{initial[name]:.1f}", f"{final[name]:.1f}")
+    return table
