@@ -53,8 +53,8 @@ def soft_argmax2d(heatmaps: torch.Tensor, temperature: float = 1.0, *, covarianc
     """
     _check.maps("heatmaps", heatmaps)
     temperature = _check.number("temperature", temperature, positive=True)
-    # Beyond these, where the result is the plain argmax or the centre of the map, 1 / T would leave float32.
-    temperature = min(max(temperature, 1e-35), 1e35)
+    # Beyond these, where the result is the plain argmax or the centre of the map, 1 / T or a gradient would leave float32.
+    temperature = min(max(temperature, 1e-30), 1e30)
     run = _op if fused(heatmaps) else soft_argmax2d_reference
     coordinates, confidence, second, _ = run(heatmaps, temperature, covariance)
     return SoftArgmax(coordinates, confidence, second if covariance else None)

@@ -6,10 +6,10 @@
 // The environment variable CUDA_ON_CPU_WITHOUT_BARRIER=file.cuh:line makes that one barrier do nothing: the race that this plants
 // must be found, or either the barrier is not needed or the check is blind.
 #pragma once
+#include <pthread.h>
 #include <ucontext.h>
 
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -71,7 +71,25 @@ inline thread_local unsigned rank;  // of the thread in its block
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 
-using Barrier = std::barrier<>;
+// Orders what the barrier orders on a GPU and nothing else, or ThreadSanitizer would miss races. Not std::barrier, which shares a
+// waiting list with other barriers; and two in turn, because a thread that is late to leave one pthread barrier would also be ordered
+// after those that have already come back to it.
+class Barrier {
+ public:
+  explicit Barrier(unsigned threads) {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, threads);
+  }
+  ~Barrier() {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
+  }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+  void arrive_and_wait() { pthread_barrier_wait(&barriers_[rounds_[rank]++ % 2]); }
+
+ private:
+  pthread_barrier_t barriers_[2];
+  unsigned rounds_[1024] = {};  // of each thread of a block
+};
 
 inline void run_threads(unsigned threads, const std::function<void()>& thread) {
   std::vector<std::thread> pool;
