@@ -67,9 +67,20 @@ class Residual(nn.Module):
 
 
 class PytorchPose(nn.Module):
-    def __init__(self, stacks: int = 2, joints: int = 16, features: int = 16, depth: int = 2, blocks: int = 1) -> None:
+    """Of normalised images (B, 3, H, W). With ``stem="torch7"`` it widens as late as the authors' Torch7 network."""
+
+    def __init__(
+        self,
+        stacks: int = 2,
+        joints: int = 16,
+        features: int = 16,
+        depth: int = 2,
+        blocks: int = 1,
+        stem: str = "pytorch_pose",
+    ) -> None:
         super().__init__()
         quarter, half = features // 4, features // 2
+        middle = features if stem == "pytorch_pose" else half
 
         def residuals() -> nn.Sequential:
             return nn.Sequential(*(Bottleneck(features, features) for _ in range(blocks)))
@@ -77,8 +88,8 @@ class PytorchPose(nn.Module):
         self.conv1 = nn.Conv2d(3, quarter, 7, stride=2, padding=3)
         self.bn1 = nn.BatchNorm2d(quarter)
         self.layer1 = nn.Sequential(Bottleneck(quarter, half))
-        self.layer2 = nn.Sequential(Bottleneck(half, features))
-        self.layer3 = nn.Sequential(Bottleneck(features, features))
+        self.layer2 = nn.Sequential(Bottleneck(half, middle))
+        self.layer3 = nn.Sequential(Bottleneck(middle, features))
         self.hg = nn.ModuleList()
         for _ in range(stacks):
             levels = [nn.ModuleList(residuals() for _ in range(3 + (level == 0))) for level in range(depth)]
@@ -91,8 +102,8 @@ class PytorchPose(nn.Module):
         self.fc_ = nn.ModuleList(nn.Conv2d(features, features, 1) for _ in range(stacks - 1))
         self.score_ = nn.ModuleList(nn.Conv2d(joints, features, 1) for _ in range(stacks - 1))
 
-    def forward(self, normalized: torch.Tensor) -> list[torch.Tensor]:
-        x = self.layer1(self.bn1(self.conv1(normalized)).relu())
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        x = self.layer1(self.bn1(self.conv1(images)).relu())
         x = self.layer3(self.layer2(functional.max_pool2d(x, 2)))
         outputs = []
         for s, (res, fc, score) in enumerate(zip(self.res, self.fc, self.score, strict=True)):
@@ -123,6 +134,8 @@ class PrincetonHourglass(nn.Module):
 
 
 class Princeton(nn.Module):
+    """Of images (B, H, W, 3)."""
+
     def __init__(self, stacks: int = 2, joints: int = 16, features: int = 16, depth: int = 2) -> None:
         super().__init__()
         quarter, half = features // 4, features // 2
@@ -144,7 +157,6 @@ class Princeton(nn.Module):
                 merges.append(nn.ModuleDict({"conv": WrappedConv(width, features, 1)}))
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Of images (B, H, W, 3)."""
         x = self.pre(images.permute(0, 3, 1, 2))
         outputs = []
         for s, (hourglass, features, out) in enumerate(zip(self.hgs, self.features, self.outs, strict=True)):
