@@ -96,9 +96,11 @@ def load_published(
         ValueError: if the file is damaged, needs more than tensors to be read, or is of no known publication; if
             weights are missing, unexpected or of another shape, which are named as in the checkpoint; or if an argument
             does not fit the network.
+        TypeError: if ``image_mean`` holds anything but numbers.
     """
-    origin, tensors = "the state dict", checkpoint
-    if not isinstance(tensors, Mapping):
+    if isinstance(checkpoint, Mapping):
+        origin, tensors = "the state dict", checkpoint
+    else:
         origin, tensors = str(checkpoint), _read(checkpoint)
     others = [repr(name) for name, tensor in tensors.items() if not isinstance(name, str) or not isinstance(tensor, torch.Tensor)]
     if others or not tensors:
@@ -122,7 +124,7 @@ def load_published(
     return PublishedModel(model, codec, joints, publication, dead)
 
 
-def _read(path: Any) -> Mapping[str, torch.Tensor]:
+def _read(path: str | os.PathLike[str]) -> Mapping[str, torch.Tensor]:
     """The state dict in a file of ``torch.save``, read without running anything that the file says."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint {path}")

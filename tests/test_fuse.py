@@ -222,13 +222,15 @@ def test_random_numbers_and_running_statistics_stay() -> None:
     assert_same(model.state_dict(), state)
 
 
-def test_models_without_values_are_switched_too() -> None:
+@pytest.mark.parametrize("block", [Bottleneck, Residual])
+def test_models_without_values_are_switched_too(block: type[nn.Module]) -> None:
     with torch.device("meta"):
-        model = small()
+        model = small(block=block)
         assert fuse(model).replaced == ["0", "2"]
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    unfuse(model)
     model.to_empty(device="cpu")
+    unfuse(model)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     assert fuse(model).replaced == ["0", "2"]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    weights: Annotated[Path, typer.Argument(help="Weights of a training run, a .safetensors file.")],
+    weights: Annotated[Path, typer.Argument(help="Weights of a training run or of convert, a .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     box: Annotated[

@@ -30,7 +30,7 @@ class HourglassStem(nn.Module):
 
     image_mean: torch.Tensor | None
 
-    def __init__(self, features: int, stem: Stem, image_mean: Sequence[float]) -> None:
+    def __init__(self, features: int, stem: Stem, image_mean: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
         super().__init__()
         quarter, half = features // 4, features // 2
         middle = half if stem == "torch7" else features

@@ -140,9 +140,10 @@ def _restored(fused: Any) -> nn.Module:
     for module in block.modules():
         if module not in shared:
             module.training = fused.training
-    parameters = set(fused.parameters())
     like = fused.conv1.weight
-    for parameter in block.parameters():
-        if parameter not in parameters:  # a projection that is not used has stayed behind
-            parameter.data = parameter.data.to(like.device, like.dtype)
+    for child in block.children():
+        if shared.isdisjoint(child.modules()):  # a projection that is not used, and was left behind
+            if not like.is_meta and any(parameter.is_meta for parameter in child.parameters()):
+                child.to_empty(device=like.device)
+            child.to(like.device, like.dtype)
     return block
