@@ -32,7 +32,7 @@ def convert(
     """
     from fastpose.published import load_published
 
-    if out.exists() and out.samefile(checkpoint):
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise ValueError(f"--out must not be the checkpoint, got {out}")
     mean = None if image_mean is None else numbers("--image-mean", image_mean, "R,G,B")
     published = load_published(checkpoint, skeleton=skeleton, input_size=input_size, image_mean=mean)
