@@ -8,12 +8,18 @@ from typing import Any
 from torch import nn
 
 from fastpose.models.cpm import CPM
+from fastpose.models.deeppose import DeepPose
 from fastpose.models.hourglass import StackedHourglass
+from fastpose.models.ief import IEF
 from fastpose.models.interface import HeatmapModel, PoseModel, Source, Stages, VectorModel, View
+from fastpose.models.tompson import Tompson
 
 _ARCHITECTURES: dict[str, type[nn.Module]] = {
     "cpm": CPM,
+    "deeppose": DeepPose,
     "hourglass": StackedHourglass,
+    "ief": IEF,
+    "tompson": Tompson,
 }
 
 
@@ -85,11 +91,14 @@ def _configurations(architecture: type[nn.Module]) -> Any:
 
 __all__ = [
     "CPM",
+    "IEF",
+    "DeepPose",
     "HeatmapModel",
     "PoseModel",
     "Source",
     "StackedHourglass",
     "Stages",
+    "Tompson",
     "VectorModel",
     "View",
     "architecture_name",

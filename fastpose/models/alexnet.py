@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -82,7 +83,7 @@ class AlexNet(nn.Module):
         self.features = nn.Sequential(*layers)
         dims = (channels * side**2, *(_check.positive_int("fc_dims", dim) for dim in fc_dims))
         hidden: list[nn.Module] = []
-        for before, after in zip(dims, dims[1:], strict=False):
+        for before, after in pairwise(dims):
             hidden += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         self.head = nn.Sequential(*hidden, nn.Linear(dims[-1], outputs))
         self._initialize(init)
@@ -95,7 +96,8 @@ class AlexNet(nn.Module):
         convolutions = [module for module in self.features if isinstance(module, nn.Conv2d)]
         linears = [module for module in self.head if isinstance(module, nn.Linear)]
         ones = [*(convolutions[index] for index in _GROUPED), *linears[:-1]]
-        for module in (*convolutions, *linears):
+        modules: list[nn.Conv2d | nn.Linear] = [*convolutions, *linears]
+        for module in modules:
             if init == "he" and module is not linears[-1]:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             else:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastpose import _check
-from fastpose.models.interface import HeatmapModel, View, check_images, options_of
+from fastpose.models.interface import Configurations, HeatmapModel, View, check_images, options_of
 from fastpose.models.pixels import Pixels
 from fastpose.ops import gaussian_heatmap
 
@@ -66,7 +66,7 @@ class CPM(HeatmapModel):
         TypeError, ValueError: an option is not as above.
     """
 
-    configurations = {
+    configurations: ClassVar[Configurations] = {
         "paper": {},
         "vgg": {"trunk": "vgg"},
         "flic": {"num_joints": 9, "stages": 4},
@@ -158,7 +158,7 @@ class CPM(HeatmapModel):
         features = self.trunk(x)
         maps = self.stage1(features if self.options["trunk"] == "vgg" else x)
         predictions = [maps]
-        person = [self._person(images, center).to(maps)] if self.center_map and len(self.stages) else []
+        person = [self._person(View(images, center)).to(maps)] if self.center_map and len(self.stages) else []
         for index, stage in enumerate(self.stages):
             # In the order of the released networks, whose weights depend on it.
             seen = [maps, features] if self.options["trunk"] == "vgg" else [self.features[index](features), maps]
@@ -169,13 +169,11 @@ class CPM(HeatmapModel):
     def heatmaps(self, view: View) -> list[torch.Tensor]:
         return self(view.images, view.center)
 
-    def _person(self, images: torch.Tensor, center: torch.Tensor | None) -> torch.Tensor:
+    def _person(self, view: View) -> torch.Tensor:
         """(B, 1, H/8, W/8): the Gaussian at the person."""
-        height, width = images.shape[2:]
-        if center is None:
-            center = images.new_tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float32).expand(len(images), 2)
         radius = _CUT * self.center_sigma if self.training else None
-        gaussian = gaussian_heatmap(center.unsqueeze(1), (height, width), self.center_sigma, radius=radius, window="disc")
+        height, width = view.images.shape[-2:]
+        gaussian = gaussian_heatmap(view.middle().unsqueeze(1), (height, width), self.center_sigma, radius=radius, window="disc")
         return functional.avg_pool2d(gaussian, 9, _STRIDE, ceil_mode=True)
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0, phase: str | None = None) -> list[dict[str, Any]]:
@@ -200,10 +198,8 @@ def _convolutions(
     """The layers in a row; with ``maps``, a last 1x1 convolution that predicts them."""
     modules: list[nn.Module] = []
     for layer in layers:
-        if layer == "P":
-            modules.append(pool)
-        elif layer == "D":
-            modules.append(nn.Dropout(0.5))
+        if isinstance(layer, str):
+            modules.append(pool if layer == "P" else nn.Dropout(0.5))
         else:
             out, side = scaled(layer[0]), layer[1]
             modules.append(nn.Conv2d(channels, out, side, padding=side // 2, bias=not normalized))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from fastpose import _check
 from fastpose.models.alexnet import AlexNet
-from fastpose.models.interface import VectorModel, View, check_images, options_of
+from fastpose.models.interface import Configurations, VectorModel, View, check_images, options_of
 from fastpose.models.pixels import Pixels
 from fastpose.models.resnet import ResNet
 from fastpose.models.windows import Windows, cut_windows
@@ -64,7 +64,7 @@ class DeepPose(VectorModel):
         TypeError, ValueError: an option is not as above.
     """
 
-    configurations = {
+    configurations: ClassVar[Configurations] = {
         "paper": {},
         "flic": {"num_joints": 11, "sigma": 1.0},
         "modern": {
@@ -294,7 +294,8 @@ class DeepPose(VectorModel):
     def poses(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self(view.images)
         windows = self.whole(outputs[..., :2])
-        predictions, scores = [], []
+        predictions: list[torch.Tensor] = []
+        scores: list[torch.Tensor] = []
         for stage in range(len(self.networks)):
             if stage:
                 windows = self.around(predictions[-1], predictions[-1])

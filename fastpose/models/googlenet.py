@@ -46,9 +46,7 @@ class Inception(nn.Module):
         norm: ``"bn"``, or anything else for none.
     """
 
-    def __init__(
-        self, in_channels: int, one: int, three: Sequence[int], five: Sequence[int], pool: int, norm: str
-    ) -> None:
+    def __init__(self, in_channels: int, one: int, three: Sequence[int], five: Sequence[int], pool: int, norm: str) -> None:
         super().__init__()
         self.branch1 = Convolution(in_channels, one, 1, norm)
         self.branch3 = nn.Sequential(Convolution(in_channels, three[0], 1, norm), Convolution(three[0], three[1], 3, norm))

@@ -9,7 +9,6 @@ at i, so that W pixels reach from -1/2 to W - 1/2 and are mirrored by x -> W - 1
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -51,14 +50,22 @@ class View(NamedTuple):
     source: Source | None = None
     """Where the crops are from; None: nothing but the crops is at hand."""
 
+    def middle(self) -> torch.Tensor:
+        """(B, 2): where the person is, or the middle of the crop."""
+        if self.center is not None:
+            return self.center
+        height, width = self.images.shape[-2:]
+        middle = torch.tensor(((width - 1) / 2, (height - 1) / 2), device=self.images.device)
+        return middle.expand(len(self.images), 2)
+
     def mirrored(self) -> View:
         """The same, left and right exchanged."""
         width = self.images.shape[-1]
         center = None if self.center is None else mirror_points(self.center, width)
         source = self.source
         if source is not None:
-            mirror = source.crop_to_source.new_tensor([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]])
-            source = source._replace(crop_to_source=source.crop_to_source @ mirror)
+            of_x, of_y, constant = source.crop_to_source.unbind(-1)
+            source = source._replace(crop_to_source=torch.stack((-of_x, of_y, constant + (width - 1) * of_x), -1))
         return View(self.images.flip(-1), center, source)
 
 
@@ -66,6 +73,10 @@ def mirror_points(points: torch.Tensor, width: int) -> torch.Tensor:
     """Points (..., 2) of a crop of that many pixels where its mirror image has them."""
     x, y = points.unbind(-1)
     return torch.stack((width - 1 - x, y), -1)
+
+
+Configurations = Mapping[str, Mapping[str, Any]]
+"""Sets of options of an architecture by name."""
 
 
 class PoseModel(nn.Module):
@@ -83,7 +94,7 @@ class PoseModel(nn.Module):
         phases: parts of the training, in order, each of which trains :meth:`phase_modules`.
     """
 
-    configurations: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    configurations: ClassVar[Configurations] = {"paper": {}}
     padding: ClassVar[float] = 0.0
 
     options: dict[str, Any]
@@ -94,26 +105,29 @@ class PoseModel(nn.Module):
     stage_names: tuple[str, ...]
     phases: tuple[str, ...] = ("all",)
 
-    @classmethod
-    def paper(cls) -> str:
-        """The publication, from the first line of the module."""
-        return (inspect.getdoc(inspect.getmodule(cls)) or "").partition("\n")[0].rstrip(".")
-
     def default_codec(self, input_size: int | tuple[int, int] | None = None, **overrides: Any) -> HeatmapCodec:
         """The convention of the model's heatmaps.
 
         Args:
-            input_size: (height, width) of the crops; None: ``self.input_size``.
+            input_size: (height, width) of the crops; None: ``self.input_size``. Where it is no multiple of the stride, the
+                codec is that of the pixels that the cells cover.
             **overrides: fields of the codec to set otherwise.
 
         Raises:
-            ValueError: the model has no heatmaps, or the size is no multiple of the stride.
+            ValueError: the model has no heatmaps, or a value is not allowed.
         """
         if self.codec_preset is None or self.stride is None:
             raise ValueError(f"{type(self).__name__} predicts coordinates, not heatmaps; it has no codec")
         height, width = _check.size("input_size", self.input_size if input_size is None else input_size)
         cells = height // self.stride, width // self.stride
-        return HeatmapCodec.preset(self.codec_preset, (height, width), cells, **{**self.codec_options, **overrides})
+        covered = cells[0] * self.stride, cells[1] * self.stride
+        return HeatmapCodec.preset(self.codec_preset, covered, cells, **{**self.codec_options, **overrides})
+
+    def codec_of(self, heatmaps: torch.Tensor) -> HeatmapCodec:
+        """The same for the crops of which these heatmaps (B, C, h, w) are."""
+        height, width = heatmaps.shape[-2:]
+        stride = self.stride or 1
+        return self.default_codec((height * stride, width * stride))
 
     def phase_modules(self, phase: str) -> list[nn.Module]:
         """The parts of the model that a phase of the training changes; the others keep their weights.
@@ -163,14 +177,10 @@ class PoseModel(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        check_images(images)
-        if center is not None and center.shape != (len(images), 2):
-            raise ValueError(f"center: got shape {_check.shape(center)}, allowed is ({len(images)}, 2)")
-        if source is not None:
-            check_source(source, len(images))
+        view = View(images, center, source)
+        check_view(view)
         if flip_permutation is not None:
             flip_permutation = tuple(flip_permutation)
-        view = View(images, center, source)
         return Stages(self.stage_names, *self._predict(view, codec, flip_permutation))
 
     def _predict(
@@ -202,7 +212,6 @@ class HeatmapModel(PoseModel):
         weights: torch.Tensor | None = None,
         *,
         codec: HeatmapCodec | None = None,
-        input_size: int | tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Compare the heatmaps of each stage with what it shall find.
 
@@ -210,8 +219,7 @@ class HeatmapModel(PoseModel):
             outputs: S heatmaps (B, C, h, w), of ``forward``.
             keypoints: (B, K, 2) in crop pixels, or (B, P, K, 2) with the person that the crop is around first. NaN: no label.
             visible: (B, K) or (B, P, K), see :meth:`HeatmapCodec.loss`, as for ``weights`` (K,) or (B, K).
-            codec: convention of the targets; None: :meth:`default_codec` for ``input_size``.
-            input_size: (height, width) of the crops; None: that of the model.
+            codec: convention of the targets; None: :meth:`default_codec` for these crops.
 
         Returns:
             Losses (S,), of which training takes the sum.
@@ -219,7 +227,7 @@ class HeatmapModel(PoseModel):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        codec = codec or self.default_codec(input_size)
+        codec = codec or self.codec_of(outputs[0])
         targets = self.stage_targets or ("person",) * len(outputs)
         several = keypoints.dim() == 4
         losses = []
@@ -233,8 +241,8 @@ class HeatmapModel(PoseModel):
     def _predict(
         self, view: View, codec: HeatmapCodec | None, flip_permutation: tuple[int, ...] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        codec = codec or self.default_codec(tuple(view.images.shape[-2:]))
         stages = self.heatmaps(view)
+        codec = codec or self.codec_of(stages[0])
         mirrored: Sequence[torch.Tensor | None] = [None] * len(stages)
         if flip_permutation is not None:
             mirrored = self.heatmaps(view.mirrored())
@@ -284,8 +292,15 @@ def check_images(images: torch.Tensor, divisor: int = 1) -> None:
         raise ValueError(f"images: got {height} by {width} pixels, allowed are positive multiples of {divisor}")
 
 
-def check_source(source: Source, batch: int) -> None:
-    """Refuses what is not as `Source` says, or not of that many crops."""
+def check_view(view: View) -> None:
+    """Refuses what is not as `View` and `Source` say."""
+    images, center, source = view
+    check_images(images)
+    batch = len(images)
+    if center is not None and center.shape != (batch, 2):
+        raise ValueError(f"center: got shape {_check.shape(center)}, allowed is ({batch}, 2)")
+    if source is None:
+        return
     if len(source.images) != batch:
         raise ValueError(f"source.images: got {len(source.images)} images, allowed is one for each of {batch} crops")
     for index, image in enumerate(source.images):

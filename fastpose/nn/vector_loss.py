@@ -39,9 +39,7 @@ class VectorLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, reduction={self.reduction!r}"
 
-    def forward(
-        self, predictions: torch.Tensor, targets: torch.Tensor, visible: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, predictions: torch.Tensor, targets: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
         """Computes the loss.
 
         Args:
@@ -101,9 +99,7 @@ class ResidualLogLikelihood(nn.Module):
             total = total + change
         return total - 0.5 * errors.square().sum(-1) - math.log(2 * math.pi)
 
-    def forward(
-        self, predictions: torch.Tensor, targets: torch.Tensor, visible: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, predictions: torch.Tensor, targets: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
         """Computes the loss.
 
         Args:
