@@ -12,6 +12,7 @@ from fastpose.models.deeppose import DeepPose
 from fastpose.models.hourglass import StackedHourglass
 from fastpose.models.ief import IEF
 from fastpose.models.interface import HeatmapModel, PoseModel, Source, Stages, VectorModel, View
+from fastpose.models.multiscale import predict_multiscale
 from fastpose.models.tompson import Tompson
 
 _ARCHITECTURES: dict[str, type[nn.Module]] = {
@@ -105,4 +106,5 @@ __all__ = [
     "create_model",
     "list_configurations",
     "list_models",
+    "predict_multiscale",
 ]

@@ -16,7 +16,11 @@ from fastpose.models.pixels import Pixels
 from fastpose.ops import gaussian_heatmap
 
 TRUNKS = ("cpm", "vgg")
-_POOLS = {"ceil": nn.MaxPool2d(3, 2, ceil_mode=True), "pad": nn.MaxPool2d(3, 2, padding=1), "half": nn.MaxPool2d(2)}
+_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "pad": lambda: nn.MaxPool2d(3, 2, padding=1),
+    "half": lambda: nn.MaxPool2d(2),
+}
 POOLINGS = tuple(_POOLS)
 NORMS = ("none", "bn")
 INITS = ("gauss", "he")
@@ -193,13 +197,13 @@ class CPM(HeatmapModel):
 
 
 def _convolutions(
-    channels: int, layers: Layers, scaled: Callable[[int], int], maps: int, pool: nn.Module, normalized: bool
+    channels: int, layers: Layers, scaled: Callable[[int], int], maps: int, pool: Callable[[], nn.Module], normalized: bool
 ) -> nn.Sequential:
     """The layers in a row; with ``maps``, a last 1x1 convolution that predicts them."""
     modules: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, str):
-            modules.append(pool if layer == "P" else nn.Dropout(0.5))
+            modules.append(pool() if layer == "P" else nn.Dropout(0.5))
         else:
             out, side = scaled(layer[0]), layer[1]
             modules.append(nn.Conv2d(channels, out, side, padding=side // 2, bias=not normalized))
