@@ -40,6 +40,12 @@ def same_device(name: str, tensor: torch.Tensor, other_name: str, other: torch.T
         raise ValueError(f"{name}: is on {tensor.device}, but {other_name} is on {other.device}")
 
 
+def not_differentiated(name: str, tensor: torch.Tensor) -> None:
+    """Refuses an operand that asks for a gradient where the op has none for it."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: requires grad, but is not differentiated; detach it")
+
+
 def option(name: str, value: Any, allowed: Iterable[str]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
