@@ -15,6 +15,7 @@ and `KeypointAP`, are torchmetrics modules; torchmetrics is in the training extr
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastpose.metrics.coco import COCO_SIGMAS, OKSProtocol, average_precision, oks
@@ -25,9 +26,13 @@ from fastpose.metrics.protocols import Protocol, Reduction
 from fastpose.metrics.scores import auc, pck, pcp, pdj
 
 if TYPE_CHECKING:
-    from fastpose.metrics.modules import AUC, PCK, PCP, PDJ, Detections, KeypointAP, PCKh, People
+    from fastpose.metrics.keypoint_ap import Detections, KeypointAP, People
+    from fastpose.metrics.modules import AUC, PCK, PCP, PDJ, PCKh
 
-_MODULES = ("AUC", "PCK", "PCP", "PDJ", "Detections", "KeypointAP", "PCKh", "People")
+_MODULES = {
+    **dict.fromkeys(("AUC", "PCK", "PCP", "PDJ", "PCKh"), "modules"),
+    **dict.fromkeys(("Detections", "KeypointAP", "People"), "keypoint_ap"),
+}
 
 __all__ = [
     "AUC",
@@ -61,7 +66,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        from fastpose.metrics import modules
-
-        return getattr(modules, name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

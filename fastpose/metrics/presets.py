@@ -75,7 +75,11 @@ _LSP = Protocol(
             "head": (("neck",), ("head_top",)),
             "torso": (("right_hip", "left_hip"), ("right_shoulder", "left_shoulder")),
         },
-        columns={"torso": ("torso",), **{limb: _sides(limb) for limb in ("upper_leg", "lower_leg", "upper_arm", "forearm")}},
+        columns={
+            "torso": ("torso",),
+            **{limb: _sides(limb) for limb in ("upper_leg", "lower_leg", "upper_arm", "forearm")},
+            "head": ("head",),
+        },
         totals={
             "total": (
                 *_sides("lower_leg"),
