@@ -122,8 +122,10 @@ def average_precision(
         truth = COCO()
         truth.dataset = annotations
         truth.createIndex()
-        # It does not take an empty list.
-        found = truth.loadRes(results) if results else COCO()
+        found = COCO()
+        found.dataset["annotations"] = []
+        if results:  # it does not take an empty list
+            found = truth.loadRes(results)
         for number, area in areas.items():
             found.anns[number + 1]["area"] = area
         evaluation = COCOeval(truth, found, "keypoints")
