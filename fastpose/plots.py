@@ -200,17 +200,19 @@ def threshold_curves(
     for name, values in curves.items():
         if len(values) != len(thresholds):
             raise ValueError(f"curves must have {len(thresholds)} values, one for each threshold, got {len(values)} for {name}")
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for name, values in sorted(curves.items(), key=lambda item: -item[1][-1]):
-        axes.plot(thresholds, values, label=f"{name}: {values[-1]:.1f}")
+    for number, (name, values) in enumerate(sorted(curves.items(), key=lambda item: -item[1][-1])):
+        # Colours repeat after ten.
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        axes.plot(thresholds, values, linestyle=style, label=f"{name}: {values[-1]:.1f}")
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"threshold ({unit})" if unit else "threshold")
     axes.set_ylabel("correct keypoints (%)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     _save_figure(figure, path)
 
 

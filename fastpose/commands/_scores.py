@@ -19,31 +19,25 @@ def score_table(scores: Sequence[Score], protocol: str) -> Table:
     Of one method every joint or limb with its counts; of a few methods every joint or limb beside one another; of many, one
     to a row, what papers print: columns, totals and the area under the curve of the total.
     """
-    title = f"{scores[0].metric} (%), {protocol}"
-    parts = list(scores[0].hits)
-    rows = {name: [score.values[name] for score in scores] for name in (*parts, *scores[0].columns)}
-    if "total" in scores[0].auc:
-        rows["AUC total"] = [score.auc["total"] for score in scores]
+    first = scores[0]
+    percent = first.metric != "OKS"
+    title = f"{first.metric}{' (%)' if percent else ''}, {protocol}"
+    rows = [{**score.values, **({"AUC total": score.auc["total"]} if "total" in score.auc else {})} for score in scores]
+    texts = [{name: f"{value:.{2 if percent else 4}f}" for name, value in row.items()} for row in rows]
+    table = Table(title=title, title_justify="left")
+    table.add_column("", overflow="fold")
     if len(scores) > _MOST_COLUMNS:
-        return _one_to_a_row(title, scores, {name: rows[name] for name in rows if name in scores[0].columns or name not in parts})
-    table = Table("", title=title, title_justify="left")
-    alone = scores[0] if len(scores) == 1 and parts else None
-    for score in scores:
-        table.add_column("%" if alone else score.name, justify="right", overflow="fold")
-    for name in ("hits", "of") if alone else ():
-        table.add_column(name, justify="right")
-    for name, values in rows.items():
-        cells = [f"{value:.2f}" for value in values]
-        if alone and name in alone.hits:
-            cells += [str(alone.hits[name]), str(alone.counted[name])]
-        table.add_row(name, *cells, end_section=bool(parts) and name == parts[-1])
-    return table
-
-
-def _one_to_a_row(title: str, scores: Sequence[Score], columns: dict[str, list[float]]) -> Table:
-    table = Table("", title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    for number, score in enumerate(scores):
-        table.add_row(score.name, *(f"{values[number]:.2f}" for values in columns.values()))
+        names = [name for name in (*first.columns, "AUC total") if name in texts[0]]
+        for name in names:
+            table.add_column(name, justify="right", overflow="fold")
+        for score, text in zip(scores, texts, strict=True):
+            table.add_row(score.name, *(text[name] for name in names))
+        return table
+    alone = len(scores) == 1 and bool(first.hits)
+    for head in ("%", "hits", "of") if alone else [score.name for score in scores]:
+        table.add_column(head, justify="right", overflow="fold")
+    parts = list(first.hits)
+    for name in texts[0]:
+        counts = [str(first.hits[name]), str(first.counted[name])] if alone and name in first.hits else []
+        table.add_row(name, *(text[name] for text in texts), *counts, end_section=bool(parts) and name == parts[-1])
     return table

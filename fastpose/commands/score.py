@@ -85,27 +85,23 @@ def score(
 
 
 def _named(arguments: Sequence[str]) -> dict[str, Path]:
-    """Files by the names of their methods: what is given, or as much of the path as tells them apart."""
-    given, paths = {}, []
+    """Files by the names of their methods: what is given, or the part of the path that tells them apart."""
+    named: list[tuple[str | None, Path]] = []
     for argument in arguments:
         name, equals, file = argument.partition("=")
-        if equals and not Path(argument).exists():
-            if name in given:
-                raise ValueError(f"methods must differ in their names, but two are called {name}")
-            given[name] = Path(file)
-        else:
-            paths.append(Path(argument))
-    for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
-        named = {"/".join(path.with_suffix("").parts[-length:]): path for path in paths}
-        if len(named) == len(paths):
-            break
-    else:
-        if paths:
-            raise ValueError("methods must differ in their files, but one is given twice")
-        named = {}
-    if repeated := given.keys() & named.keys():
-        raise ValueError(f"methods must differ in their names, but two are called {', '.join(repeated)}")
-    return {**named, **given}
+        given = bool(equals) and not Path(argument).exists()
+        named.append((name, Path(file)) if given else (None, Path(argument)))
+    # From the last part backwards to the first in which they differ.
+    parts = [path.resolve().with_suffix("").parts[::-1] for name, path in named if name is None]
+    levels = range(min(map(len, parts), default=0))
+    level = next((level for level in levels if len({part[level] for part in parts}) == len(parts)), 0)
+    found = iter(part[level] for part in parts)
+    files = [(next(found) if name is None else name, path) for name, path in named]
+    names = [name for name, _ in files]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"methods must differ in their names, but several are called {', '.join(repeated)}; give NAME=FILE")
+    return dict(files)
 
 
 def _score_results(files: dict[str, Path], truth: Path, protocol: OKSProtocol) -> list[Score]:

@@ -28,8 +28,8 @@ class Score:
     Attributes:
         name: of the method.
         metric: such as ``"PCK@0.2"``.
-        values: percentages by name, each joint or limb, each column, each total; for COCO its ten numbers in percent,
-            -1 where there was nothing to find. NaN where there was nothing to count.
+        values: percentages by name, each joint or limb, each column, each total; NaN where there was nothing to
+            count. For COCO its ten numbers from 0 to 1, -1 where there was nothing to find.
         columns: the names that papers print, in their order.
         hits: of each joint or limb.
         counted: of each joint or limb.
@@ -109,7 +109,7 @@ def score_results(
         ValueError: if a field is missing or malformed; the message names it.
     """
     values = average_precision(annotations, results, protocol.sigmas)
-    return Score(name, "OKS", {key: 100 * value if value >= 0 else value for key, value in values.items()}, tuple(values))
+    return Score(name, "OKS", values, tuple(values))
 
 
 def _score_limbs(name: str, metric: MetricName, distances: torch.Tensor, protocol: Protocol, predictions: Predictions) -> Score:

@@ -110,7 +110,7 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         if all(name in arrays for name in fields):
             try:
                 return Truth(*reader(arrays))
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}: {error}") from error
     raise ValueError(
         f"{path} must have {' or '.join(' and '.join(fields) for fields in truth_files.READERS)}, "
