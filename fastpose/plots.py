@@ -178,6 +178,44 @@ def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> 
     _save_figure(figure, path)
 
 
+def threshold_curves(
+    curves: Mapping[str, Sequence[float]], thresholds: Sequence[float], path: str | Path, *, title: str = "", unit: str = ""
+) -> None:
+    """Write a picture of the percentage of correct keypoints over the threshold, for several methods together.
+
+    Args:
+        curves: percentages at the thresholds by the name of the method; the legend names them from the best at the last
+            threshold down.
+        thresholds: in units of a length of the person.
+        path: A file of a kind that Matplotlib writes; an existing one is replaced.
+        title: Of the picture.
+        unit: The length, for the axis.
+
+    Raises:
+        ValueError: There are no curves, one has not a value for each threshold, or the kind of file is unknown.
+        FileNotFoundError: There is no such folder.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one method, got none")
+    for name, values in curves.items():
+        if len(values) != len(thresholds):
+            raise ValueError(f"curves must have {len(thresholds)} values, one for each threshold, got {len(values)} for {name}")
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(sorted(curves.items(), key=lambda item: -item[1][-1])):
+        # Colours repeat after ten.
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        axes.plot(thresholds, values, linestyle=style, label=f"{name}: {values[-1]:.1f}")
+    axes.set_xlim(thresholds[0], thresholds[-1])
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"threshold ({unit})" if unit else "threshold")
+    axes.set_ylabel("correct keypoints (%)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    _save_figure(figure, path)
+
+
 def figure_sheet(rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]], skeleton: Skeleton, path: str | Path) -> None:
     """Write a page: for each person truth, predictions of the first and last stage, and heatmaps; the curve.
 

@@ -33,7 +33,7 @@ from fastpose.data.crops import PoseDataset, PoseSample
 from fastpose.data.figures import Figures
 from fastpose.data.mpii import read_mpii
 from fastpose.data.records import Person
-from fastpose.metric_modules import PCKh
+from fastpose.metrics import PCKh
 from fastpose.models import create_model
 from fastpose.prediction import CODEC_KEY, SKELETON_KEY, crop_settings
 from fastpose.recipes import Recipe
