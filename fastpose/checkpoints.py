@@ -22,6 +22,8 @@ CODEC_KEY = "fastpose.codec"
 """Metadata key of the weights' codec: `HeatmapCodec.to_dict` as JSON."""
 SKELETON_KEY = "fastpose.skeleton"
 """Metadata key of the name of the skeleton."""
+CROP_KEY = "fastpose.crop"
+"""Metadata key of the name of the crops in `fastpose.data.crop_settings.CROPS`; MPII's if there is none."""
 _MAX_NAMES = 8
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastpose import _check
-from fastpose.checkpoints import CODEC_KEY, SKELETON_KEY, load_model, read_metadata
+from fastpose.checkpoints import CODEC_KEY, CROP_KEY, SKELETON_KEY, load_model, read_metadata
 from fastpose.codec import HeatmapCodec
-from fastpose.data.crops import CropSettings, PoseDataset
+from fastpose.data.crop_settings import CropSettings
+from fastpose.data.crops import PoseDataset
 from fastpose.data.records import Person
 from fastpose.skeletons import Skeleton, get_skeleton
 
@@ -49,9 +50,10 @@ class Predictor:
         codec: convention that the model was trained with.
         skeleton: joints of the heatmaps.
         device: where to run; None: the current GPU if there is one, else the CPU.
+        crop: how people were cut out in training, a name in `fastpose.data.crop_settings.CROPS`.
 
     Raises:
-        ValueError: if there is no such device here.
+        ValueError: if there is no such device here, or no such crop.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Predictor:
         codec: HeatmapCodec,
         skeleton: Skeleton,
         device: str | torch.device | None = None,
+        crop: str = "mpii",
     ) -> None:
         self.device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.codec = codec
         self.skeleton = skeleton
-        self.crops = crop_settings(codec)
+        self.crops = crop_settings(codec, crop)
 
     @classmethod
     def load(cls, weights: str | os.PathLike[str], device: str | torch.device | None = None) -> Predictor:
@@ -91,7 +94,7 @@ class Predictor:
             skeleton = get_skeleton(metadata[SKELETON_KEY])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{weights} names a codec or skeleton that cannot be built: {error}") from error
-        return cls(load_model(weights), codec, skeleton, device)
+        return cls(load_model(weights), codec, skeleton, device, metadata.get(CROP_KEY, "mpii"))
 
     def predict(self, people: Sequence[Person], *, flip_test: bool = True, batch_size: int = 32, stage: int = -1) -> list[Pose]:
         """Predict the pose of each person, from a crop as in training.
@@ -128,14 +131,8 @@ class Predictor:
         Raises:
             ValueError: if ``center`` is not finite or ``scale`` is not positive.
         """
-        joints = self.skeleton.num_joints
-        return Person(
-            image=image,
-            keypoints=np.full((joints, 2), np.nan, np.float32),
-            visible=np.zeros(joints, np.bool_),
-            center=np.asarray(center, np.float32),
-            scale=scale,
-        )
+        side = 200 * scale
+        return self._person(image, center, scale, (center[0] - side / 2, center[1] - side / 2, side, side))
 
     def person_in_box(self, image: NDArray[np.uint8], box: Sequence[float] | None = None) -> Person:
         """Make the record of an unlabelled person in a box.
@@ -160,7 +157,19 @@ class Predictor:
         # Pixel i is centred at i, so n pixels from x on have their middle at x + (n - 1) / 2. MPII's centres lie
         # above the middle, for which crops make up.
         middle = x + (width - 1) / 2, y + (height - 1) / 2 - self.crops.shift_down * scale
-        return self.person_at(image, middle, scale)
+        return self._person(image, middle, scale, (x, y, max(width - 1, 0), max(height - 1, 0)))
+
+    def _person(self, image: NDArray[np.uint8], center: Sequence[float], scale: float, box: Sequence[float]) -> Person:
+        joints = self.skeleton.num_joints
+        unlabelled = Person(
+            image=image,
+            keypoints=np.full((joints, 2), np.nan, np.float32),
+            visible=np.zeros(joints, np.bool_),
+            center=np.asarray(center, np.float32),
+            scale=scale,
+        )
+        # Crops by other places than this one have no use for the box, or take it for another.
+        return replace(unlabelled, box=np.asarray(box, np.float32)) if self.crops.place == "box" else unlabelled
 
     @torch.inference_mode()
     def _decode(
@@ -174,9 +183,10 @@ class Predictor:
         return decoded.coordinates.cpu().numpy(), decoded.scores.cpu().numpy()
 
 
-def crop_settings(codec: HeatmapCodec) -> CropSettings:
+def crop_settings(codec: HeatmapCodec, crop: str = "mpii") -> CropSettings:
     """Crops without augmentation that meet the codec: of its input size, and unbiased where it is."""
-    return CropSettings(size=codec.input_size, convention="udp" if codec.mapping == "udp" else "corner")
+    convention = {"convention": "udp"} if codec.mapping == "udp" else {}
+    return CropSettings.preset(crop, size=codec.input_size, **convention)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

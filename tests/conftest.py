@@ -21,6 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="test this build of fastpose._C, in which the CUDA kernels run on CPU tensors (see test_cuda_on_cpu.py)",
     )
+    parser.addoption(
+        "--damaged-files",
+        metavar="N",
+        type=int,
+        default=100,
+        help="damage a file of each format in N ways (test_damaged_files.py)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,9 +20,9 @@ class Data(str, Enum):
 
     figures = "figures"
     mpii = "mpii"
-
-
-_DEFAULT_RECIPES = {Data.figures: "hourglass-demo", Data.mpii: "hourglass"}
+    lsp = "lsp"
+    flic = "flic"
+    coco = "coco"
 
 
 class Precision(str, Enum):
@@ -34,17 +34,16 @@ class Precision(str, Enum):
 
 
 def train(
-    data: Annotated[Data, typer.Option(help="What to train on: figures drawn on the fly, or MPII.")],
-    annotations: Annotated[Path | None, typer.Option(help="MPII annotations, a JSON file.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of MPII's images; by default 'images' beside the annotations.")
-    ] = None,
+    data: Annotated[Data, typer.Option(help="What to train on: figures drawn on the fly, or a published data set.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set, with annotations and images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file, in place of --root.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; by default 'images' beside the annotations.")] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="MPII annotations to validate on; by default the validation split, or else all people."),
+        typer.Option(help="Annotation file to validate on; by default the validation split, or else all people."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Name of the recipe; by default hourglass-demo for figures, hourglass for mpii.")
+        str | None, typer.Option(help="Name of the recipe; by default hourglass-demo for figures, else hourglass.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-DATA.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of the recipe's.")] = None,
@@ -64,21 +63,23 @@ def train(
 
     given = {"steps": steps, "batch_size": batch_size, "precision": precision and precision.value}
     changes = {name: value for name, value in given.items() if value is not None}
-    recipe = recipe or _DEFAULT_RECIPES[data]
+    recipe = recipe or ("hourglass-demo" if data is Data.figures else "hourglass")
     plan = get_recipe(recipe, **{**_overrides(get_recipe(recipe).to_dict(), settings or []), **changes})
     if data is Data.figures:
-        if annotations or images or validation:
-            raise ValueError("--annotations, --images and --validation are for --data mpii")
+        if root or annotations or images or validation:
+            raise ValueError("--root, --annotations, --images and --validation are for published data sets, not for figures")
         source = training.figures_data(plan, seed)
-    elif annotations is None:
-        raise ValueError("--data mpii needs --annotations FILE")
+    elif root is not None and annotations is None:
+        source = training.published_data(data.value, _folder(root), images, validation)
+    elif annotations is not None and root is None:
+        source = training.published_data(data.value, annotations, images, validation)
     else:
-        source = training.mpii_data(annotations, images, validation)
+        raise ValueError(f"--data {data.value} needs --root FOLDER or --annotations FILE")
     folder = out or Path("runs", f"{plan.name}-{data.value}")
     console = Console()
     console.print(pairs(f"recipe {plan.name}", plan.to_dict()))
     result = training.train(plan, source, folder, seed=seed, workers=workers, resume="last" if resume else None)
-    console.print(_scores(result.initial, result.final))
+    console.print(_scores(source.score.name, result.initial, result.final))
     console.print(f"weights: {result.weights}", soft_wrap=True, highlight=False)
 
 
@@ -103,8 +104,14 @@ def _overrides(recipe: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
     return changes
 
 
-def _scores(initial: Mapping[str, float], final: Mapping[str, float]) -> Table:
-    table = Table("joint", title="PCKh@0.5 (%)", title_justify="left")
+def _folder(root: Path) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"--root: no folder {root}")
+    return root
+
+
+def _scores(name: str, initial: Mapping[str, float], final: Mapping[str, float]) -> Table:
+    table = Table("joint", title=f"{name} (%)", title_justify="left")
     for column in ("initial stack", "final stack"):
         table.add_column(column, justify="right")
     for name in final:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from fastpose.data.affine import (
-    Convention,
     apply_affine,
     compose_affine,
     crop_affine,
@@ -22,7 +20,8 @@ from fastpose.data.affine import (
     invert_affine,
     warp_affine,
 )
-from fastpose.data.augmentation import AUGMENTATIONS, Augmentation
+from fastpose.data.augmentation import AUGMENTATIONS, recolor
+from fastpose.data.crop_settings import CropSettings
 from fastpose.data.records import Person
 from fastpose.skeletons import Skeleton
 
@@ -41,6 +40,9 @@ class PoseSample(TypedDict):
         source_keypoints: the keypoints in image pixels, float32 (K, 2). In a mirrored crop left and right
             have changed places here too, so that ``crop_to_image`` takes ``keypoints`` to these.
         head_size: normaliser of PCKh in image pixels, float32 scalar; NaN if not known.
+        torso_size: normaliser of PCK in image pixels, likewise.
+        box: the record's ``box`` in image pixels, float32 (4,).
+        area: the record's ``area`` in image pixels, float32 scalar.
         image_id: the record's ``image_id``.
         person_id: the record's ``person_id``.
         index: position in the data set.
@@ -52,46 +54,12 @@ class PoseSample(TypedDict):
     crop_to_image: torch.Tensor
     source_keypoints: torch.Tensor
     head_size: torch.Tensor
+    torso_size: torch.Tensor
+    box: torch.Tensor
+    area: torch.Tensor
     image_id: int | str
     person_id: int
     index: int
-
-
-@dataclass(frozen=True)
-class CropSettings:
-    """How people are cut out of images.
-
-    Attributes:
-        size: (height, width) of the crop in pixels.
-        enlargement: factor of the person's side. MPII's boxes are tight, so every MPII method enlarges them.
-        shift_down: pixels by which the box's centre moves down for each unit of the record's scale, likewise.
-        convention: how the box meets the crop's pixels, see `crop_affine`.
-        augmentation: random changes, by name (``"torch7_hourglass"``, ``"pytorch_pose"``) or spelt out; None
-            for none.
-        seed: seed of the random changes.
-
-    Raises:
-        ValueError: if a value is out of its range or ``augmentation`` is an unknown name.
-    """
-
-    size: tuple[int, int] = (256, 256)
-    enlargement: float = 1.25
-    shift_down: float = 15.0
-    convention: Convention = "corner"
-    augmentation: Augmentation | str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.enlargement > 0:
-            raise ValueError(f"enlargement must be positive, got {self.enlargement}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if isinstance(self.augmentation, str) and self.augmentation not in AUGMENTATIONS:
-            raise ValueError(
-                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, an Augmentation or None, got {self.augmentation!r}"
-            )
-        # Any person shows whether size and convention are acceptable.
-        crop_affine((0.0, 0.0), 1.0, self.size, convention=self.convention)
 
 
 class PoseDataset(Dataset[PoseSample]):
@@ -147,35 +115,39 @@ class PoseDataset(Dataset[PoseSample]):
         Raises:
             IndexError: if ``index`` is outside of the data set.
             FileNotFoundError: if the image file is missing.
-            ValueError: if the image file cannot be read, or the record has the wrong number of joints.
+            ValueError: if the image file cannot be read, or the record has the wrong number of joints or nothing by
+                which the settings place it.
         """
         index = range(len(self))[index]
         person = self.people[index]
         self._check_joints(person, index)
         settings = self.settings
-        center = person.center + np.array([0.0, settings.shift_down * person.scale])
-        scale = person.scale * settings.enlargement
+        image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
+        center, scale = settings.locate(person, (image.shape[0], image.shape[1]))
         keypoints, visible = person.keypoints, person.visible
-        gains = None
+        change = None
         if self._augmentation is None:
             matrix = crop_affine(center, scale, settings.size, convention=settings.convention)
         else:
-            rng = np.random.default_rng((settings.seed, int(self._epoch), index))
-            change = self._augmentation.draw(rng)
-            gains = change.gains
+            change = self._augmentation.draw(np.random.default_rng((settings.seed, int(self._epoch), index)))
+            center = center + 200 * scale * change.shift
             matrix = crop_affine(center, scale * change.scale_factor, settings.size, change.rotation, settings.convention)
             if change.flip:
                 matrix = compose_affine(flip_affine(settings.size[1]), matrix)
                 keypoints = keypoints[self._flip_permutation]
                 visible = visible[self._flip_permutation]
-        image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
+        crop = warp_affine(image, matrix, settings.size, settings.fill)
+        pixels = torch.from_numpy(crop).permute(2, 0, 1).contiguous().float().div_(255)
         return PoseSample(
-            image=_to_tensor(warp_affine(image, matrix, settings.size), gains),
+            image=pixels if change is None else recolor(pixels, change),
             keypoints=torch.from_numpy(apply_affine(keypoints, matrix)).float(),
             visible=torch.from_numpy(visible.copy()),
             crop_to_image=torch.from_numpy(invert_affine(matrix)).float(),
             source_keypoints=torch.from_numpy(keypoints.copy()),
             head_size=torch.tensor(person.head_size, dtype=torch.float32),
+            torso_size=torch.tensor(person.torso_size, dtype=torch.float32),
+            box=torch.from_numpy(person.box.copy()),
+            area=torch.tensor(person.area, dtype=torch.float32),
             image_id=person.image_id,
             person_id=person.person_id,
             index=index,
@@ -220,10 +192,3 @@ def _check_files(paths: Iterable[Path]) -> None:
             f"{len(missing)} image file(s) missing: {', '.join(missing[:_MAX_MISSING_NAMED])}"
             + (f" and {more} more" if more > 0 else "")
         )
-
-
-def _to_tensor(image: NDArray[np.uint8], gains: NDArray[np.float64] | None) -> torch.Tensor:
-    pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255)
-    if gains is None:
-        return pixels
-    return pixels.mul_(torch.from_numpy(gains).float()[:, None, None]).clamp_(max=1)

@@ -29,14 +29,16 @@ from torch.utils.data import DataLoader, Sampler
 
 from fastpose import _check
 from fastpose.checkpoints import save_weights
+from fastpose.data.crop_settings import CROPS
 from fastpose.data.crops import PoseDataset, PoseSample
+from fastpose.data.datasets import DATASETS, read
 from fastpose.data.figures import Figures
-from fastpose.data.mpii import read_mpii
 from fastpose.data.records import Person
 from fastpose.metrics import PCKh
 from fastpose.models import create_model
-from fastpose.prediction import CODEC_KEY, SKELETON_KEY, crop_settings
+from fastpose.prediction import CODEC_KEY, CROP_KEY, SKELETON_KEY, crop_settings
 from fastpose.recipes import Recipe
+from fastpose.scoring import SCORES, Score
 from fastpose.skeletons import MPII, Skeleton
 
 VALIDATION_FIGURES = 500
@@ -59,24 +61,29 @@ class TrainingData:
     Args:
         name: of the data set.
         train: people with labels.
-        validation: people with labels and head sizes.
-        skeleton: whose joints these are. PCKh is defined for MPII's.
+        validation: people with labels and the lengths by which the score divides.
+        skeleton: whose joints these are.
+        crop: how people are cut out, a name in :data:`fastpose.data.crop_settings.CROPS`.
+        score: what the run is judged by; its joints are those of the skeleton.
 
     Raises:
-        ValueError: there are no people, or the skeleton is not MPII's.
+        ValueError: there are no people, the score is of another skeleton, or there is no such crop.
     """
 
     name: str
     train: Sequence[Person]
     validation: Sequence[Person]
     skeleton: Skeleton
+    crop: str = "mpii"
+    score: Score = SCORES["mpii"]
 
     def __post_init__(self) -> None:
         for name in ("train", "validation"):
             if not len(getattr(self, name)):
                 raise ValueError(f"{name} must hold at least one person, got none")
-        if self.skeleton != MPII:
-            raise ValueError(f"skeleton must be mpii, for which PCKh is defined, got {self.skeleton.name}")
+        if self.skeleton != self.score.protocol.skeleton:
+            raise ValueError(f"score must be of the joints of {self.skeleton.name}, got {self.score.protocol.skeleton.name}'s")
+        _check.option("crop", self.crop, CROPS)
 
 
 def figures_data(recipe: Recipe, seed: int = 0, *, validation: int = VALIDATION_FIGURES) -> TrainingData:
@@ -96,34 +103,40 @@ def figures_data(recipe: Recipe, seed: int = 0, *, validation: int = VALIDATION_
     )
 
 
-def mpii_data(
-    annotations: str | os.PathLike[str],
+def published_data(
+    name: str,
+    source: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
     validation: str | os.PathLike[str] | None = None,
 ) -> TrainingData:
-    """MPII, in the forms that :func:`fastpose.data.mpii.read_mpii` reads.
+    """A published data set, from whatever :func:`fastpose.data.read` reads.
 
     Args:
-        annotations: the file of the people to learn from.
-        images: folder of the image files; the folder ``images`` beside the annotations if not given.
-        validation: the file of the people to validate on. If not given: the validation split of ``annotations``, or,
-            where that does not know splits, the people learnt from, which shows how well they are fitted and no more.
+        name: of the data set: ``"mpii"``, ``"lsp"``, ``"flic"`` or ``"coco"``.
+        source: the folder of the data set, or the annotation file of the people to learn from.
+        images: folder of the image files; by default where the data set has it.
+        validation: the file of the people to validate on. If not given: the validation split of ``source``, which is
+            the test split where there is no other; or, where a file does not know both splits, the people learnt
+            from, which shows how well they are fitted and no more.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or no one is left to learn from or to validate on.
     """
+    _check.option("name", name, DATASETS)
+    data = DATASETS[name]
+    splits = data.splits[:2]
     if validation is not None:
-        train, unseen = read_mpii(annotations, images), read_mpii(validation, images)
-    elif _knows_splits(Path(annotations)):
-        train, unseen = (read_mpii(annotations, images, split) for split in ("train", "val"))
+        train, unseen = (read(name, file, images=images) for file in (source, validation))
+    elif Path(source).is_dir():
+        train, unseen = (read(name, source, split, images=images) for split in splits)
     else:
-        train = unseen = read_mpii(annotations, images)
-    return TrainingData("mpii", train, unseen, MPII)
-
-
-def _knows_splits(annotations: Path) -> bool:
-    return '"isValidation"' in annotations.read_text(encoding="utf-8")
+        people = read(name, source, images=images)
+        train, unseen = ([person for person in people if person.split == split] for split in splits)
+        if not (train and unseen):
+            train = unseen = people
+    train, unseen = ([person for person in part if person.labelled.any()] for part in (train, unseen))
+    return TrainingData(name, train, unseen, data.skeleton, data.crop, SCORES[name])
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,9 @@ class TrainingResult:
 
     Attributes:
         weights: file of the weights after the last step, with their codec, skeleton and recipe.
-        history: ``"loss"`` and the total PCKh@0.5 (%) on the validation people of the first and of the last stack,
-            ``"PCKh@0.5 first stack"`` and ``"PCKh@0.5 last stack"``; one number an epoch.
-        initial: PCKh@0.5 (%) of the first stack after the last epoch, by joint group; ``"total"`` of all.
+        history: ``"loss"`` and the data's total score (%) on the validation people of the first and of the last stack,
+            such as ``"PCKh@0.5 first stack"`` and ``"PCKh@0.5 last stack"``; one number an epoch.
+        initial: score (%) of the first stack after the last epoch, by joint group; ``"total"`` of all.
         final: likewise of the last stack.
     """
 
@@ -151,13 +164,15 @@ class HeatmapPose(pl.LightningModule):
         recipe: how it learns.
         skeleton: whose joints it learns.
         seed: of its weights.
+        score: what it is judged by.
     """
 
-    def __init__(self, recipe: Recipe, skeleton: Skeleton, seed: int = 0) -> None:
+    def __init__(self, recipe: Recipe, skeleton: Skeleton, seed: int = 0, score: Score = SCORES["mpii"]) -> None:
         super().__init__()
         self.recipe = recipe
         self.skeleton = skeleton
         self.seed = seed
+        self.score = score
         self.codec = recipe.make_codec()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -167,8 +182,8 @@ class HeatmapPose(pl.LightningModule):
                 if ".head." in name:
                     nn.init.zeros_(parameter)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.first, self.last = PCKh(), PCKh()
-        self.history: dict[str, list[float]] = {"loss": [], "PCKh@0.5 first stack": [], "PCKh@0.5 last stack": []}
+        self.first, self.last = PCKh(score.protocol), PCKh(score.protocol)
+        self.history: dict[str, list[float]] = {"loss": [], f"{score.name} first stack": [], f"{score.name} last stack": []}
         self.initial: dict[str, float] = {}
         self.final: dict[str, float] = {}
         self.plateau: ReduceLROnPlateau | None = None
@@ -214,12 +229,12 @@ class HeatmapPose(pl.LightningModule):
         stacks = self(batch["image"])
         for heatmaps, metric in ((stacks[0], self.first), (stacks[-1], self.last)):
             decoded = self.codec.decode(heatmaps, affine=batch["crop_to_image"])
-            metric.update(decoded.coordinates, batch["source_keypoints"], batch["head_size"])
+            metric.update(decoded.coordinates, batch["source_keypoints"], self.score.lengths(batch))
 
     def on_validation_epoch_end(self) -> None:
         self.initial, self.final = _scores(self.first), _scores(self.last)
-        self.log("PCKh_first_stack", self.initial["total"])
-        self.log("PCKh", self.final["total"], prog_bar=True)
+        self.log(f"{self.score.metric}_first_stack", self.initial["total"])
+        self.log(self.score.metric, self.final["total"], prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         epoch = (self.loss_sum.item() / self.recipe.epoch_steps, self.initial["total"], self.final["total"])
@@ -273,7 +288,7 @@ class PoseDataModule(pl.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.workers = workers
-        plain = crop_settings(recipe.make_codec())
+        plain = crop_settings(recipe.make_codec(), data.crop)
         augmented = replace(plain, augmentation=recipe.augmentation, seed=seed)
         self.validation = PoseDataset(data.validation, data.skeleton, plain)
         PoseDataset(data.train, data.skeleton, plain)  # checks the records now rather than in the course of the run
@@ -360,7 +375,7 @@ def train(
         recipe: what and how.
         data: whom to learn from and to validate on.
         out: folder of the run, made if need be: ``weights.safetensors`` of the last step, ``checkpoints/last.ckpt`` and
-            ``checkpoints/best.ckpt`` (by PCKh), ``logs/`` for CSV and TensorBoard.
+            ``checkpoints/best.ckpt`` (by the data's score), ``logs/`` for CSV and TensorBoard.
         seed: of weights, order and augmentation.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``; None: the recipe's.
         workers: processes that load data; None: by the machine.
@@ -389,14 +404,14 @@ def train(
         raise FileExistsError(f"out: {out} holds a run already; resume it, or choose another folder")
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"resume: there is no checkpoint {checkpoint}")
-    module = HeatmapPose(recipe, data.skeleton, seed)
+    module = HeatmapPose(recipe, data.skeleton, seed, data.score)
     batches = PoseDataModule(data, recipe, seed, workers)
 
     csv = CSVLogger(out, name="logs")
     # Two of them, because the option save_last writes the last one only when it is the best one too.
     best_and_last: Any = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(filename="best", monitor="PCKh", mode="max", **best_and_last),
+        ModelCheckpoint(filename="best", monitor=data.score.metric, mode="max", **best_and_last),
         ModelCheckpoint(filename="last", **best_and_last),
     ]
     if progress:
@@ -426,6 +441,7 @@ def train(
         metadata={
             CODEC_KEY: json.dumps(module.codec.to_dict()),
             SKELETON_KEY: data.skeleton.name,
+            CROP_KEY: data.crop,
             RECIPE_KEY: json.dumps(recipe.to_dict()),
         },
     )

@@ -1,0 +1,117 @@
+"""HDF5 files: the hourglass code's annotations, and MATLAB files of level 7.3, which are HDF5 within."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from fastpose.data._fields import DataError
+
+_Result = TypeVar("_Result")
+
+_MAX_DEPTH = 32
+_MAX_EXPANSION = 1100
+"""Deflate makes data at most 1032 times as small; what claims to be larger is damage, and would fill the memory."""
+
+
+def with_hdf5(path: str | os.PathLike[str], read: Callable[[h5py.File], _Result]) -> _Result:
+    """Read from an HDF5 file.
+
+    Args:
+        path: the file.
+        read: what to do with the open file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, whatever HDF5 says to that, or ``read`` raises one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no HDF5 file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            return read(file)
+    except DataError:
+        raise
+    except Exception as error:  # HDF5 meets damage in all its layers, and h5py has an exception for each
+        raise DataError(f"{path} is not a complete HDF5 file: {error}") from error
+
+
+def read_dataset(dataset: Any, where: str) -> np.ndarray:
+    """Values of an HDF5 dataset.
+
+    Raises:
+        DataError: it is none, or claims to hold more than the file can.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{where} must be a dataset, got {type(dataset).__name__}")
+    stored = os.path.getsize(dataset.file.filename)
+    if dataset.size is None or dataset.nbytes > _MAX_EXPANSION * stored:
+        raise DataError(f"{where} of shape {dataset.shape} does not fit into a file of {stored} bytes")
+    return np.asarray(dataset[()])
+
+
+def read_mat_hdf5(path: Path, names: Collection[str] | None) -> dict[str, Any]:
+    """Read a MATLAB file of level 7.3, see `fastpose.data.matlab.read_mat`."""
+
+    def read(file: h5py.File) -> dict[str, Any]:
+        chosen = [name for name in file if not name.startswith("#") and (names is None or name in names)]
+        return {name: _value(file, file[name], f"{path}: variable {name!r}", 0) for name in chosen}
+
+    return with_hdf5(path, read)
+
+
+def _value(file: h5py.File, item: Any, where: str, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise DataError(f"{where}: values are more than {_MAX_DEPTH} deep in one another")
+    if isinstance(item, h5py.Group):
+        return _structs(file, item, where, depth)
+    kind = _class(item)
+    if "MATLAB_empty" in item.attrs:
+        return {"char": "", "struct": [], "cell": []}.get(kind, np.empty((0, 0)))
+    content = read_dataset(item, where)
+    if kind == "cell":
+        return _referenced(file, content, where, depth)
+    if kind == "char":
+        if content.dtype.kind != "u" or content.ndim != 2 or content.shape[1] != 1:
+            raise DataError(f"{where}: text must be in one row, got {content.dtype} of shape {content.shape[::-1]}")
+        return "".join(map(chr, content.ravel().tolist()))
+    if content.dtype.kind not in "iufb":
+        raise DataError(f"{where} must be real numbers, text, cells or structs, got {kind or content.dtype}")
+    # HDF5 goes through an array row by row, MATLAB column by column; so here is its transpose.
+    values = content.T.astype(np.float64)
+    return float(values.item()) if values.shape == (1, 1) else values
+
+
+def _structs(file: h5py.File, group: h5py.Group, where: str, depth: int) -> list[dict[str, Any]]:
+    """A struct array, of which each field is an array of references; or one struct, of which each is the value."""
+    fields = {name: group[name] for name in group}
+    if not fields or not all(_is_references(field) for field in fields.values()):
+        return [{name: _value(file, field, f"{where}.{name}", depth + 1) for name, field in fields.items()}]
+    columns = {}
+    for name, field in fields.items():
+        columns[name] = _referenced(file, read_dataset(field, f"{where}.{name}"), f"{where}.{name}", depth)
+    if len({len(values) for values in columns.values()}) > 1:
+        raise DataError(f"{where}: the fields of a struct array must be of one length")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _is_references(field: Any) -> bool:
+    return isinstance(field, h5py.Dataset) and field.dtype.kind == "O" and not _class(field)
+
+
+def _referenced(file: h5py.File, references: np.ndarray, where: str, depth: int) -> list[Any]:
+    flat = references.ravel().tolist()
+    if not all(isinstance(reference, h5py.Reference) for reference in flat):
+        raise DataError(f"{where} must hold references, got {references.dtype}")
+    return [_value(file, file[reference], f"{where}({number})", depth + 1) for number, reference in enumerate(flat, 1)]
+
+
+def _class(item: Any) -> str:
+    kind = item.attrs.get("MATLAB_class", b"")
+    return kind.decode() if isinstance(kind, bytes) else str(kind)
