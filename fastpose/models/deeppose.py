@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from fastpose import _check
+from fastpose.codec import HeatmapCodec
 from fastpose.models.alexnet import AlexNet
 from fastpose.models.interface import Configurations, VectorModel, View, check_images, options_of
 from fastpose.models.pixels import Pixels
@@ -115,6 +116,7 @@ class DeepPose(VectorModel):
         self.input_size = (input_size, input_size)
         self.stage_names = tuple(f"stage {stage}" for stage in range(1, stages + 1))
         self.phases = self.stage_names
+        self.looks_again = stages > 1
         self.sigma, self.min_diameter = sigma, min_diameter
         self.torso = _torso(torso, num_joints) if stages > 1 or torso is not None else ()
         numbers = 4 if loss == "rle" else 2  # x and y, and perhaps their deviations
@@ -205,6 +207,29 @@ class DeepPose(VectorModel):
         stage = self.phases.index(phase)
         return [self.networks[stage], self.criteria[stage]]
 
+    def trained_stages(self, phase: str) -> int:
+        return self.phases.index(phase) + 1
+
+    def needs_people(self, phase: str) -> bool:
+        return self.phases.index(phase) > 0
+
+    @torch.no_grad()
+    def prepare(self, phase: str, people: Iterable[tuple[View, torch.Tensor]]) -> None:
+        """Fit the displacements that the stage of a phase learns from to the stage before it."""
+        stage = self.phases.index(phase)
+        found = [(self.poses(view, stage)[0][-1], keypoints) for view, keypoints in people]
+        poses, keypoints = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        self.fit_displacements(stage, poses, keypoints)
+
+    def objective(
+        self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
+    ) -> torch.Tensor:
+        stage = self.phases.index(phase)
+        if not stage:
+            return self.loss(self(view.images), keypoints)
+        windows = self.simulate(stage, keypoints)
+        return self.loss(self(self.cut(view, windows), stage), keypoints, windows=windows, stage=stage)
+
     def whole(self, keypoints: torch.Tensor) -> Windows:
         """The windows (B, K) that stage 1 sees: the crops, for keypoints (B, K, 2)."""
         side = self.input_size[0]
@@ -291,12 +316,13 @@ class DeepPose(VectorModel):
             centers = torch.where((visible > 0).unsqueeze(-1), centers, torch.nan)
         return self.around(centers, keypoints)
 
-    def poses(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    def poses(self, view: View, stages: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (S, B, K, 2) in crop pixels and scores (S, B, K) of the first so many stages; None: of all."""
         outputs = self(view.images)
         windows = self.whole(outputs[..., :2])
         predictions: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
-        for stage in range(len(self.networks)):
+        for stage in range(stages or len(self.networks)):
             if stage:
                 windows = self.around(predictions[-1], predictions[-1])
                 outputs = self(self.cut(view, windows), stage)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastpose import _check
+from fastpose.models.interface import Configurations, HeatmapModel
 from fastpose.nn.residual import HourglassResidual
 
 Stem = Literal["torch7", "pytorch_pose"]
@@ -103,7 +104,7 @@ class HourglassMerge(nn.Module):
         return x + self.from_features(features) + self.from_heatmaps(heatmaps)
 
 
-class StackedHourglass(nn.Module):
+class StackedHourglass(HeatmapModel):
     """Stacked Hourglass network (Newell et al., ECCV 2016, section 3), with a prediction after every stack.
 
     Args:
@@ -124,6 +125,13 @@ class StackedHourglass(nn.Module):
         ValueError: if an option is out of its range or unknown.
         TypeError: if ``image_mean`` holds anything but numbers.
     """
+
+    configurations: ClassVar[Configurations] = {
+        "paper": {},
+        # As many stacks as the first version of the paper on arXiv has, whose layers were others.
+        "two_stacks": {"stacks": 2},
+        "modern": {"stacks": 2, "stem": "pytorch_pose"},
+    }
 
     def __init__(
         self,
@@ -153,7 +161,10 @@ class StackedHourglass(nn.Module):
         # A list is what JSON makes of it, so that the options of a saved model are equal to these.
         image_mean = [_check.number("image_mean", value) for value in image_mean]
         self.options: dict[str, Any] = {**counts, "features": features, "stem": stem, "image_mean": image_mean, "init": init}
+        self.input_size = (256, 256)
         self.stride = _STEM_STRIDE
+        self.codec_preset = "torch7_hourglass"
+        self.stage_names = tuple(f"stack {stack}" for stack in range(1, stacks + 1))
         self.size_divisor = _STEM_STRIDE * 2**depth
         self.stem = HourglassStem(features, stem, image_mean)
         self.stacks = nn.ModuleList(HourglassStack(num_joints, features, depth, modules) for _ in range(stacks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastpose import _check
+from fastpose.codec import HeatmapCodec
 from fastpose.models.googlenet import GoogLeNet
 from fastpose.models.interface import Configurations, VectorModel, View, check_images, options_of
 from fastpose.models.pixels import Pixels
@@ -21,6 +22,7 @@ from fastpose.ops import gaussian_conv2d
 TRUNKS = ("googlenet", "resnet")
 TARGETS = ("correction", "position")
 BOUNDS = ("none", "tanh")
+PATHS = ("fixed", "own")
 
 _AMPLITUDE, _OFFSET = 100.0, -50.0  # of the rendered pose, which ranges like the image less its mean
 _SMALLEST_NORM = 1e-12  # squared, so that the slope of a norm is finite
@@ -49,6 +51,8 @@ class IEF(VectorModel):
             22.4 pixels; a configuration file says 5, but the log says that the former was validated.
         target: what the network predicts: ``"correction"``, bounded by ``max_step``; or ``"position"``, the pose itself, for
             the paper's baselines: direct prediction with one step and no feedback, and iterative direct prediction.
+        path: which poses it learns to correct: ``"fixed"``, those on the straight way, or ``"own"``, those that it reaches
+            itself, which the paper compares with and finds to drift.
         feedback: joints that are drawn, in the paper's ablation; None: all. The marker always is.
         bound: of predicted corrections. ``"none"``: only the targets are bounded, as in the paper; ``"tanh"``: predictions too.
         dropout: share of the last features that training leaves out.
@@ -90,6 +94,7 @@ class IEF(VectorModel):
         max_step: float = 20.0,
         sigma: float = math.sqrt(500.0),
         target: str = "correction",
+        path: str = "fixed",
         feedback: Sequence[int] | None = None,
         bound: str = "none",
         dropout: float = 0.4,
@@ -109,13 +114,14 @@ class IEF(VectorModel):
         _check.option("trunk", trunk, TRUNKS)
         _check.option("target", target, TARGETS)
         _check.option("bound", bound, BOUNDS)
+        _check.option("path", path, PATHS)
         self.feedback = _feedback(feedback, num_joints)
         self.num_joints, self.steps = num_joints, steps
         self.input_size = (input_size, input_size)
         self.stage_names = tuple(f"step {step}" for step in range(1, steps + 1))
         self.phases = self.stage_names
         self.max_step, self.sigma, self.render_scale = max_step, sigma, render_scale
-        self.target, self.bound = target, bound
+        self.target, self.bound, self.path = target, bound, path
         # Crop pixels of a prediction of 1: positions reach half a crop from its middle.
         self.unit = max_step if target == "correction" else input_size / 2
         channels = 3 + len(self.feedback) + 1
@@ -254,6 +260,20 @@ class IEF(VectorModel):
         if missing:
             raise ValueError(f"keypoints: joints {missing} have no label")
         self.seed.copy_(torch.where(known.unsqueeze(-1), keypoints, torch.nan).nanmedian(0).values)
+
+    def needs_people(self, phase: str) -> bool:
+        return self.phases.index(phase) == 0
+
+    def prepare(self, phase: str, people: Iterable[tuple[View, torch.Tensor]]) -> None:
+        """Fit the seed, before the first phase."""
+        self.fit_seed(torch.cat([keypoints for _, keypoints in people]))
+
+    def objective(
+        self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
+    ) -> torch.Tensor:
+        steps = self.phases.index(phase) + 1
+        poses = self.fixed_path(keypoints) if self.path == "fixed" else self.rollout(view)
+        return self.loss(self(view.images, poses[:steps], view.center), keypoints, poses=poses[:steps])
 
     @torch.no_grad()
     def rollout(self, view: View) -> torch.Tensor:

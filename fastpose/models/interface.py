@@ -10,7 +10,7 @@ at i, so that W pixels reach from -1/2 to W - 1/2 and are mirrored by x -> W - 1
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -91,7 +91,8 @@ class PoseModel(nn.Module):
         codec_preset: convention of the heatmaps, see :meth:`default_codec`; None: no heatmaps.
         codec_options: fields of the preset that are otherwise in this model.
         stage_names: the predictions, in order.
-        phases: parts of the training, in order, each of which trains :meth:`phase_modules`.
+        phases: parts of the training, in order, each of which trains :meth:`phase_modules` by :meth:`objective`.
+        looks_again: whether it makes use of `View.source`.
     """
 
     configurations: ClassVar[Configurations] = {"paper": {}}
@@ -104,6 +105,7 @@ class PoseModel(nn.Module):
     codec_options: Mapping[str, Any] = {}
     stage_names: tuple[str, ...]
     phases: tuple[str, ...] = ("all",)
+    looks_again: bool = False
 
     def default_codec(self, input_size: int | tuple[int, int] | None = None, **overrides: Any) -> HeatmapCodec:
         """The convention of the model's heatmaps.
@@ -137,6 +139,41 @@ class PoseModel(nn.Module):
         """
         _check.option("phase", phase, self.phases)
         return [self]
+
+    def trained_stages(self, phase: str) -> int:
+        """How many of the stages, from the first on, have been trained when a phase has."""
+        _check.option("phase", phase, self.phases)
+        return len(self.stage_names)
+
+    def needs_people(self, phase: str) -> bool:
+        """Whether a phase begins with :meth:`prepare`."""
+        _check.option("phase", phase, self.phases)
+        return False
+
+    def prepare(self, phase: str, people: Iterable[tuple[View, torch.Tensor]]) -> None:
+        """Learn beforehand what a phase takes from labels, or from predictions of the phases before; nothing in most models.
+
+        Args:
+            phase: of :attr:`phases`.
+            people: views, and keypoints (B, K, 2) in crop pixels, of people whom the phases before were not trained on.
+        """
+
+    def objective(
+        self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
+    ) -> torch.Tensor:
+        """What a phase minimises: the sum of these losses.
+
+        Args:
+            phase: of :attr:`phases`.
+            view: what the model is shown.
+            keypoints: (B, K, 2) in crop pixels; NaN: no label.
+            everyone: (B, P, K, 2): the same, and then those of other people in the crops.
+            codec: convention of the heatmaps; None: :meth:`default_codec` for these crops.
+
+        Returns:
+            Losses (n,), one for each part.
+        """
+        raise NotImplementedError
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0, phase: str | None = None) -> list[dict[str, Any]]:
         """Parameters for an optimizer of ``torch.optim``, with their learning rates.
@@ -237,6 +274,12 @@ class HeatmapModel(PoseModel):
             seen = visible[:, 0] if one and visible is not None else visible
             losses.append(codec.loss([maps for _, maps in stages], points, seen, weights))
         return torch.cat(losses)
+
+    def objective(
+        self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
+    ) -> torch.Tensor:
+        points = everyone if "everyone" in self.stage_targets else keypoints
+        return self.loss(self.heatmaps(view), points, codec=codec)
 
     def _predict(
         self, view: View, codec: HeatmapCodec | None, flip_permutation: tuple[int, ...] | None

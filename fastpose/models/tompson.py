@@ -205,6 +205,16 @@ class Tompson(PoseModel):
         points = torch.where(inside, points, torch.nan)
         return torch.cat((losses, self.fine_weight * self.fine_codec.loss([outputs.fine], points, visible)))
 
+    def trained_stages(self, phase: str) -> int:
+        _check.option("phase", phase, self.phases)
+        return 1 if phase == "coarse" else 2
+
+    def objective(
+        self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
+    ) -> torch.Tensor:
+        losses = self.loss(self(view.images, view.center, fine=phase != "coarse"), keypoints, codec=codec)
+        return losses[1:] if phase == "fine" else losses
+
     def phase_modules(self, phase: str) -> list[nn.Module]:
         _check.option("phase", phase, self.phases)
         return [module for name, module in (("coarse", self.coarse), ("fine", self.fine)) if module and phase in (name, "joint")]
