@@ -22,6 +22,7 @@ import fastpose
 from fastpose._files import write_atomically
 from fastpose.cases import CASES
 from fastpose.checkpoints import load_model
+from fastpose.commands._output import stages_table
 from fastpose.data.crops import CropSettings, PoseDataset, PoseSample
 from fastpose.data.figures import Figures
 from fastpose.plots import SheetRow, figure_sheet
@@ -100,9 +101,9 @@ def run_demo(
     with tempfile.TemporaryDirectory() as run:
         result = train(recipe, data, run, seed=seed, progress=progress)
         write_atomically(weights, result.weights.read_bytes())
-    result = TrainingResult(weights, result.history, result.initial, result.final)
+    result = TrainingResult(weights, result.history, result.scores)
     trained = time.perf_counter()
-    console.print(_scores_table(result, len(data.validation)))
+    console.print(stages_table(f"PCKh@0.5 (%) on {len(data.validation)} unseen figures", result.scores))
 
     figure_sheet(_sheet_rows(recipe, result), result.history, MPII, out / "fastpose_demo.png")
     timings = time_ops()
@@ -177,9 +178,11 @@ def _forward_backward(function: Callable[[], tuple[torch.Tensor, ...]], leaves: 
 
 def _sheet_rows(recipe: Recipe, result: TrainingResult) -> list[SheetRow]:
     """The first people validated on, as the model sees them and drawn larger for the eye."""
-    height, width = recipe.input_size
+    codec = recipe.make_codec()
+    assert codec is not None
+    height, width = codec.input_size
     seen, shown = (_first_people(size) for size in ((height, width), (_ENLARGEMENT * height, _ENLARGEMENT * width)))
-    model, codec = load_model(result.weights).eval(), recipe.make_codec()
+    model = load_model(result.weights).eval()
     with torch.inference_mode():
         stacks = model(torch.stack([sample["image"] for sample in seen]))
     # The crops' convention, (R/h)(x - c) + R/2, makes their coordinates proportional to their size R.
@@ -201,15 +204,6 @@ def _first_people(size: tuple[int, int]) -> list[PoseSample]:
     figures = Figures(_PEOPLE_SHOWN, seed=VALIDATION_SEED, size=size)
     crops = PoseDataset(figures, MPII, CropSettings(size=size))
     return [crops[index] for index in range(_PEOPLE_SHOWN)]
-
-
-def _scores_table(result: TrainingResult, people: int) -> Table:
-    table = Table("joint", title=f"PCKh@0.5 (%) on {people} unseen figures", title_justify="left")
-    for column in ("initial stack", "final stack"):
-        table.add_column(column, justify="right")
-    for name, final in result.final.items():
-        table.add_row(name, f"{result.initial[name]:.1f}", f"{final:.1f}", end_section=name == "ankle")
-    return table
 
 
 def _timings_table(timings: list[OpTiming]) -> Table:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from fastpose import _check
 from fastpose.codec import HeatmapCodec
-from fastpose.data.crops import PoseDataset
 from fastpose.data.records import Person
+from fastpose.models import HeatmapModel, View
 from fastpose.prediction import Predictor
+from fastpose.skeletons import Skeleton
 
 
 class StageBatch(NamedTuple):
@@ -58,25 +57,31 @@ def predict_stages(
         raise ValueError("scales: got none, allowed is at least one")
     for scale in scales:
         _check.number("scales", scale, positive=True)
-    crops = predictor.crops
-    loaders = [
-        DataLoader(
-            PoseDataset(people, predictor.skeleton, replace(crops, enlargement=crops.enlargement * scale)),
-            batch_size=_check.positive_int("batch_size", batch_size),
+    if len(scales) == 1:
+        for batch in predictor.batches(people, batch_size, enlargement=scales[0]):
+            yield StageBatch(*predictor.stages(batch, flip_test=flip_test))
+        return
+    if not isinstance(predictor.model, HeatmapModel) or predictor.codec is None:
+        raise ValueError(
+            f"scales: got {len(scales)}, allowed is 1 for {type(predictor.model).__name__}: heatmaps of all stages are averaged"
         )
-        for scale in scales
-    ]
+    loaders = [predictor.batches(people, batch_size, enlargement=scale) for scale in scales]
     for batches in zip(*loaders, strict=True):
         views = [(batch["image"].to(predictor.device), batch["crop_to_image"].to(predictor.device)) for batch in batches]
-        yield _predict(predictor, views, flip_test)
+        yield _predict(predictor.model, predictor.codec, predictor.skeleton, views, flip_test)
 
 
 @torch.inference_mode()
-def _predict(predictor: Predictor, views: Sequence[tuple[torch.Tensor, torch.Tensor]], flip_test: bool) -> StageBatch:
-    codec = predictor.codec
+def _predict(
+    model: HeatmapModel,
+    codec: HeatmapCodec,
+    skeleton: Skeleton,
+    views: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    flip_test: bool,
+) -> StageBatch:
     target = views[0][1]
-    plain = [predictor.model(images) for images, _ in views]
-    mirrored = [predictor.model(images.flip(-1)) for images, _ in views] if flip_test else []
+    plain = [model.heatmaps(View(images)) for images, _ in views]
+    mirrored = [model.heatmaps(View(images.flip(-1))) for images, _ in views] if flip_test else []
     maps_between = [_between(target, crop_to_image) for _, crop_to_image in views]
     mirror = target.new_tensor([[-1, 0, codec.input_size[1] - 1], [0, 1, 0]]).expand_as(target)
     mirrored_between = [_compose(mirror, _compose(between, mirror)) for between in maps_between]
@@ -84,7 +89,7 @@ def _predict(predictor: Predictor, views: Sequence[tuple[torch.Tensor, torch.Ten
     for stage in range(len(plain[0])):
         averaged = _average([maps[stage] for maps in plain], maps_between, codec)
         flipped = _average([maps[stage] for maps in mirrored], mirrored_between, codec) if flip_test else None
-        permutation = predictor.skeleton.flip_permutation if flip_test else None
+        permutation = skeleton.flip_permutation if flip_test else None
         decoded = codec.decode(averaged, flipped=flipped, flip_permutation=permutation, affine=target)
         coordinates.append(decoded.coordinates)
         scores.append(decoded.scores)
@@ -99,8 +104,6 @@ def _average(maps: Sequence[torch.Tensor], between: Sequence[torch.Tensor], code
         between: from pixels of the first crop to pixels of each, (B, 2, 3).
         codec: where the cells lie in a crop.
     """
-    if len(maps) == 1:
-        return maps[0]
     height, width = maps[0].shape[2:]
     rows, columns = (torch.arange(size, dtype=torch.float32, device=maps[0].device) for size in (height, width))
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)

@@ -256,6 +256,44 @@ def figure_sheet(rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]
     _save_figure(figure, path)
 
 
+def stage_sheet(
+    images: Sequence[Image],
+    truth: Sequence[ArrayLike],
+    stages: Mapping[str, Sequence[ArrayLike]],
+    skeleton: Skeleton,
+    path: str | Path,
+) -> None:
+    """Write a page that shows the same people after each stage of a model.
+
+    Args:
+        images: uint8 (H, W, 3) of each person, at least one.
+        truth: (K, 2) labelled joints of each.
+        stages: by the stage's name, (K, 2) predicted joints of each person.
+        skeleton: Whose joints these are.
+        path: A file of a kind that Matplotlib writes; an existing one is replaced.
+
+    Raises:
+        ValueError: There are no people, an array has the wrong shape, or the kind of file is unknown.
+        FileNotFoundError: There is no such folder.
+    """
+    if not images:
+        raise ValueError("images must hold at least one person, got none")
+    columns = {"truth": truth, **stages}
+    figure = Figure(figsize=(2.6 * len(columns), 2.75 * len(images)), layout="constrained")
+    grid = figure.add_gridspec(len(images), len(columns))
+    for column, (title, poses) in enumerate(columns.items()):
+        for row, (image, pose) in enumerate(zip(images, poses, strict=True)):
+            _check_image(image)
+            zoom = -(-_LEAST_PICTURE // max(image.shape[:2]))
+            larger = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom), np.uint8)
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(draw_skeleton(larger, zoom * (np.asarray(pose) + 0.5) - 0.5, skeleton))
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
+    _save_figure(figure, path)
+
+
 def _check_image(image: Image) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -29,7 +29,6 @@ from test_mpii import hrnet_entry, pytorch_pose_entry
 
 from fastpose.data import Person, read_coco, read_flic, read_lsp, read_mpii
 from fastpose.data._fields import LARGEST_COORDINATE
-from fastpose.data.matlab import read_mat
 
 RELEASE = [("a.jpg", [mpii_rect(), mpii_rect()], 1), ("b.jpg", None, 1), ("c.jpg", [mpii_rect()], 0)]
 FLIC_VARIABLES = {"examples": structs([flic_example(), flic_example(True)])}

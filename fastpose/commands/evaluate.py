@@ -60,7 +60,7 @@ def evaluate(
     if data is Data.figures:
         if annotations or images or split:
             raise ValueError("--annotations, --images and --split are for --data mpii")
-        who = _figures(predictor.codec.input_size, people)
+        who = _figures(_figure_size(weights) or predictor.crops.size, people)
     elif annotations is None:
         raise ValueError("--data mpii needs --annotations FILE")
     else:
@@ -91,6 +91,16 @@ def _figures(size: tuple[int, int], people: int | None) -> Sequence[Person]:
     from fastpose.training import VALIDATION_FIGURES, VALIDATION_SEED
 
     return Figures(people or VALIDATION_FIGURES, seed=VALIDATION_SEED, size=size)[:]
+
+
+def _figure_size(weights: Path) -> tuple[int, int] | None:
+    """The size of the figures that the weights were trained on."""
+    from fastpose.checkpoints import read_metadata
+    from fastpose.recipes import Recipe
+    from fastpose.training import RECIPE_KEY
+
+    metadata = read_metadata(weights)
+    return Recipe.from_dict(json.loads(metadata[RECIPE_KEY])).figure_size if RECIPE_KEY in metadata else None
 
 
 def _mpii(annotations: Path, images: Path | None, split: Split | None) -> list[Person]:

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from fastpose.commands._output import pairs
+from fastpose.commands._output import pairs, stages_table
 
 
 class Data(str, Enum):
@@ -52,14 +51,17 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and figures.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes that load data; by default by the machine.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    devices: Annotated[int, typer.Option(help="GPUs, or processes where there are none, of each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines; start each by torchrun.")] = 1,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the recipe, such as model_options.stacks=2."),
     ] = None,
 ) -> None:
-    """Train a model; write its weights, checkpoints and logs."""
+    """Train a model, phase by phase; write its weights, checkpoints, logs, curves and a picture of all its stages."""
     from fastpose import training
     from fastpose.recipes import get_recipe
+    from fastpose.training.report import write_report
 
     given = {"steps": steps, "batch_size": batch_size, "precision": precision and precision.value}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -76,44 +78,44 @@ def train(
     else:
         raise ValueError(f"--data {data.value} needs --root FOLDER or --annotations FILE")
     folder = out or Path("runs", f"{plan.name}-{data.value}")
-    console = Console()
-    console.print(pairs(f"recipe {plan.name}", plan.to_dict()))
-    result = training.train(plan, source, folder, seed=seed, workers=workers, resume="last" if resume else None)
-    console.print(_scores(source.score.name, result.initial, result.final))
+    console = Console(quiet=training.rank() > 0)
+    chosen = {name: value for name, value in plan.to_dict().items() if value not in (None, {})}
+    console.print(pairs(f"recipe {plan.name}", chosen))
+    result = training.train(plan, source, folder, seed=seed, workers=workers, resume=resume, devices=devices, nodes=nodes)
+    if training.rank():
+        return
+    pictures = write_report(result, source.validation, folder)
+    console.print(stages_table(f"{source.score.name} (%)", result.scores))
     console.print(f"weights: {result.weights}", soft_wrap=True, highlight=False)
+    console.print(f"pictures: {', '.join(map(str, pictures))}", soft_wrap=True, highlight=False)
 
 
 def _overrides(recipe: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Fields to set otherwise, from ``field=value`` and ``field.key=value``; values are JSON or else strings."""
     changes: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        field, dot, inner = key.partition(".")
+        path, equals, text = setting.partition("=")
+        field, *keys = path.split(".")
         if not equals or field not in recipe:
             raise ValueError(f"--set must be KEY=VALUE with a KEY of {', '.join(recipe)}, got {setting!r}")
         try:
             value = json.loads(text)
         except ValueError:
             value = text
-        if dot:
-            outer = changes.get(field, recipe[field])
-            if not isinstance(outer, Mapping):
-                raise ValueError(f"--set: {field} has no entries to set, got {setting!r}")
-            value = {**outer, inner: value}
-        changes[field] = value
+        changes[field] = _with(changes.get(field, recipe[field]), keys, value, setting)
     return changes
+
+
+def _with(entries: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
+    """A copy of nested entries with the one under these keys set."""
+    if not keys:
+        return value
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"--set: there are no entries to set before .{keys[0]}, got {setting!r}")
+    return {**entries, keys[0]: _with(entries.get(keys[0], {}), keys[1:], value, setting)}
 
 
 def _folder(root: Path) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"--root: no folder {root}")
     return root
-
-
-def _scores(name: str, initial: Mapping[str, float], final: Mapping[str, float]) -> Table:
-    table = Table("joint", title=f"{name} (%)", title_justify="left")
-    for column in ("initial stack", "final stack"):
-        table.add_column(column, justify="right")
-    for name in final:
-        table.add_row(name, f"{initial[name]:.1f}", f"{final[name]:.1f}")
-    return table

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
+from typing_extensions import NotRequired
 
 from fastpose.data.affine import (
     apply_affine,
@@ -46,6 +47,9 @@ class PoseSample(TypedDict):
         image_id: the record's ``image_id``.
         person_id: the record's ``person_id``.
         index: position in the data set.
+        everyone: if asked for, keypoints of P people in crop pixels, float32 (P, K, 2): this one's and then the
+            bystanders'; NaN where there are not so many.
+        source: if asked for, the image that the crop is from, RGB, uint8 (3, h, w), its size the image's own.
     """
 
     image: torch.Tensor
@@ -60,6 +64,8 @@ class PoseSample(TypedDict):
     image_id: int | str
     person_id: int
     index: int
+    everyone: NotRequired[torch.Tensor]
+    source: NotRequired[torch.Tensor]
 
 
 class PoseDataset(Dataset[PoseSample]):
@@ -73,14 +79,26 @@ class PoseDataset(Dataset[PoseSample]):
             records on demand, each is checked when it is asked for.
         skeleton: the records' joints; mirrored crops swap its flip pairs.
         settings: how to crop.
+        people_per_crop: P of ``everyone``; 0: without.
+        with_source: whether samples have a ``source``.
 
     Raises:
         ValueError: if a record has not the skeleton's number of joints.
         FileNotFoundError: if image files are missing; the message names them.
     """
 
-    def __init__(self, people: Sequence[Person], skeleton: Skeleton, settings: CropSettings) -> None:
+    def __init__(
+        self,
+        people: Sequence[Person],
+        skeleton: Skeleton,
+        settings: CropSettings,
+        *,
+        people_per_crop: int = 0,
+        with_source: bool = False,
+    ) -> None:
         self.people = people
+        self.people_per_crop = people_per_crop
+        self.with_source = with_source
         self.skeleton = skeleton
         self.settings = settings
         augmentation = settings.augmentation
@@ -124,7 +142,7 @@ class PoseDataset(Dataset[PoseSample]):
         settings = self.settings
         image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
         center, scale = settings.locate(person, (image.shape[0], image.shape[1]))
-        keypoints, visible = person.keypoints, person.visible
+        keypoints, visible, bystanders = person.keypoints, person.visible, person.bystanders
         change = None
         if self._augmentation is None:
             matrix = crop_affine(center, scale, settings.size, convention=settings.convention)
@@ -136,9 +154,10 @@ class PoseDataset(Dataset[PoseSample]):
                 matrix = compose_affine(flip_affine(settings.size[1]), matrix)
                 keypoints = keypoints[self._flip_permutation]
                 visible = visible[self._flip_permutation]
+                bystanders = bystanders[:, self._flip_permutation] if len(bystanders) else bystanders
         crop = warp_affine(image, matrix, settings.size, settings.fill)
         pixels = torch.from_numpy(crop).permute(2, 0, 1).contiguous().float().div_(255)
-        return PoseSample(
+        sample = PoseSample(
             image=pixels if change is None else recolor(pixels, change),
             keypoints=torch.from_numpy(apply_affine(keypoints, matrix)).float(),
             visible=torch.from_numpy(visible.copy()),
@@ -152,6 +171,15 @@ class PoseDataset(Dataset[PoseSample]):
             person_id=person.person_id,
             index=index,
         )
+        if self.people_per_crop:
+            everyone = np.full((self.people_per_crop, *keypoints.shape), np.nan, np.float32)
+            everyone[0] = keypoints
+            near = bystanders[: self.people_per_crop - 1]
+            everyone[1 : 1 + len(near)] = near
+            sample["everyone"] = torch.from_numpy(apply_affine(everyone, matrix)).float()
+        if self.with_source:
+            sample["source"] = torch.from_numpy(image).permute(2, 0, 1)
+        return sample
 
     def _check_joints(self, person: Person, index: int) -> None:
         if len(person.keypoints) != self.skeleton.num_joints:
@@ -159,6 +187,17 @@ class PoseDataset(Dataset[PoseSample]):
                 f"people[{index}] must have the {self.skeleton.num_joints} joints of {self.skeleton.name}, "
                 f"got {len(person.keypoints)}"
             )
+
+
+def collate_samples(samples: Sequence[PoseSample]) -> dict[str, Any]:
+    """Stack the entries of samples; sources of different sizes become a list."""
+    batch = [{name: value for name, value in sample.items() if name != "source"} for sample in samples]
+    result: dict[str, Any] = default_collate(batch)
+    if samples and "source" in samples[0]:
+        sources = [sample["source"] for sample in samples]
+        alike = all(source.shape == sources[0].shape for source in sources)
+        result["source"] = torch.stack(sources) if alike else sources
+    return result
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 def _no_box() -> NDArray[np.float32]:
     return np.full(4, np.nan, np.float32)
+
+
+def _nobody() -> NDArray[np.float32]:
+    return np.zeros((0, 0, 2), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,8 @@ class Person:
             if there is none.
         area: Pixels of the person's outline, as COCO gives it; NaN if not known.
         crowd: Whether this is a crowd that COCO does not tell apart.
+        bystanders: float32 (P, K, 2), the keypoints of other people in the image, as ``keypoints``; (0, 0, 2) if there are none
+            or if nobody looked, see `with_bystanders`.
         image_id: Identifies the image within its data set.
         person_id: Identifies the person within the image.
         split: The part of the data set to which the person belongs, ``"train"``, ``"val"`` or ``"test"``; empty if to
@@ -53,6 +60,7 @@ class Person:
     box: NDArray[np.float32] = field(default_factory=_no_box)
     area: float = math.nan
     crowd: bool = False
+    bystanders: NDArray[np.float32] = field(default_factory=_nobody)
     image_id: int | str = 0
     person_id: int = 0
     split: str = ""
@@ -83,10 +91,27 @@ class Person:
         if not np.isnan(self.box).all() and not (np.isfinite(self.box).all() and self.box[2:].min() >= 0):
             raise ValueError(f"box must be finite with width and height of at least 0, or NaN if there is none, got {self.box}")
 
+        others = self.bystanders
+        if others.dtype != np.float32 or others.ndim != 3 or (len(others) and others.shape[1:] != (joints, 2)):
+            raise ValueError(f"bystanders must be float32 (P, {joints}, 2), got {others.dtype} {others.shape}")
+
     @property
     def labelled(self) -> NDArray[np.bool_]:
         """bool (K,), which joints have a label."""
         return np.isfinite(self.keypoints[:, 0]) & np.isfinite(self.keypoints[:, 1])
+
+
+def with_bystanders(people: Sequence[Person]) -> list[Person]:
+    """The same people, each with the keypoints of those who are in the same image and have any."""
+    images: dict[int | str, list[Person]] = {}
+    for person in people:
+        if person.labelled.any():
+            images.setdefault(person.image_id, []).append(person)
+    result = []
+    for person in people:
+        others = [other.keypoints for other in images.get(person.image_id, []) if other is not person]
+        result.append(replace(person, bystanders=np.stack(others)) if others else person)
+    return result
 
 
 def keypoints_of(points: ArrayLike, labelled: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ _PAIRS = {joint: _sides(joint) for joint in ("shoulder", "elbow", "wrist", "hip"
 _MPII_TOTAL = tuple(joint for joint in MPII.joints if joint not in ("pelvis", "thorax"))
 
 # evalMPII of Andriluka et al., CVPR 2014, which the test server runs.
-_MPII_OFFICIAL = Protocol(
+MPII_OFFICIAL = Protocol(
     skeleton=MPII,
     threshold=0.5,
     comparison="<=",
@@ -119,7 +119,7 @@ _FLIC_MODEC = Protocol(
 )
 
 PROTOCOLS: dict[str, Protocol | OKSProtocol] = {
-    "mpii_official": _MPII_OFFICIAL,
+    "mpii_official": MPII_OFFICIAL,
     "pytorch_pose": _PYTORCH_POSE,
     "hrnet": _HRNET,
     "mmpose": _MMPOSE,

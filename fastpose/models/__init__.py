@@ -15,7 +15,7 @@ from fastpose.models.interface import HeatmapModel, PoseModel, Source, Stages, V
 from fastpose.models.multiscale import predict_multiscale
 from fastpose.models.tompson import Tompson
 
-_ARCHITECTURES: dict[str, type[nn.Module]] = {
+_ARCHITECTURES: dict[str, type[PoseModel]] = {
     "cpm": CPM,
     "deeppose": DeepPose,
     "hourglass": StackedHourglass,
@@ -35,10 +35,10 @@ def list_configurations(name: str) -> list[str]:
     Raises:
         ValueError: if ``name`` is not known.
     """
-    return list(_configurations(_architecture(name)))
+    return list(_architecture(name).configurations)
 
 
-def create_model(name: str, *, num_joints: int | None = None, config: str = "paper", **options: Any) -> nn.Module:
+def create_model(name: str, *, num_joints: int | None = None, config: str = "paper", **options: Any) -> PoseModel:
     """Build an architecture with fresh weights.
 
     Args:
@@ -55,7 +55,7 @@ def create_model(name: str, *, num_joints: int | None = None, config: str = "pap
         TypeError: if the architecture has no option of a given name.
     """
     architecture = _architecture(name)
-    configurations = _configurations(architecture)
+    configurations = architecture.configurations
     if config not in configurations:
         raise ValueError(f"unknown config {config!r} of model {name!r}; it has {', '.join(configurations)}")
     allowed = inspect.signature(architecture).parameters
@@ -80,14 +80,10 @@ def architecture_name(model: nn.Module) -> str:
     raise TypeError(f"model must be one of {known}, got {type(model).__name__}")
 
 
-def _architecture(name: str) -> type[nn.Module]:
+def _architecture(name: str) -> type[PoseModel]:
     if name not in _ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}; known are {', '.join(list_models())}")
     return _ARCHITECTURES[name]
-
-
-def _configurations(architecture: type[nn.Module]) -> Any:
-    return getattr(architecture, "configurations", PoseModel.configurations)
 
 
 __all__ = [

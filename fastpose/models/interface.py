@@ -107,12 +107,15 @@ class PoseModel(nn.Module):
     phases: tuple[str, ...] = ("all",)
     looks_again: bool = False
 
-    def default_codec(self, input_size: int | tuple[int, int] | None = None, **overrides: Any) -> HeatmapCodec:
+    def default_codec(
+        self, input_size: int | tuple[int, int] | None = None, *, preset: str | None = None, **overrides: Any
+    ) -> HeatmapCodec:
         """The convention of the model's heatmaps.
 
         Args:
             input_size: (height, width) of the crops; None: ``self.input_size``. Where it is no multiple of the stride, the
                 codec is that of the pixels that the cells cover.
+            preset: another convention than the model's own.
             **overrides: fields of the codec to set otherwise.
 
         Raises:
@@ -123,7 +126,8 @@ class PoseModel(nn.Module):
         height, width = _check.size("input_size", self.input_size if input_size is None else input_size)
         cells = height // self.stride, width // self.stride
         covered = cells[0] * self.stride, cells[1] * self.stride
-        return HeatmapCodec.preset(self.codec_preset, covered, cells, **{**self.codec_options, **overrides})
+        own = self.codec_options if preset in (None, self.codec_preset) else {}
+        return HeatmapCodec.preset(preset or self.codec_preset, covered, cells, **{**own, **overrides})
 
     def codec_of(self, heatmaps: torch.Tensor) -> HeatmapCodec:
         """The same for the crops of which these heatmaps (B, C, h, w) are."""

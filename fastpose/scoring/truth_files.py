@@ -28,7 +28,7 @@ def read_mpii_json(path: Path) -> Labels:
     from fastpose.data.mpii import read_mpii
 
     split = "val" if '"isValidation"' in path.read_text(encoding="utf-8") else None
-    people = read_mpii(path, split=split)  # type: ignore[arg-type]
+    people = read_mpii(path, split=split)
     keypoints = np.stack([person.keypoints for person in people]).astype(np.float64)
     return MPII, keypoints, 0, {"head": np.array([person.head_size for person in people])}
 

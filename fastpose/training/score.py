@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from fastpose.data.crops import PoseSample
-from fastpose.metrics import PROTOCOLS, Protocol
+from fastpose.metrics import Protocol
+from fastpose.metrics.presets import MPII_OFFICIAL
 from fastpose.skeletons import COCO, FLIC, LSP, Skeleton
 
 
-def _largest_side(batch: PoseSample) -> torch.Tensor:
+def _largest_side(batch: Mapping[str, Any]) -> torch.Tensor:
     return batch["box"][:, 2:].amax(dim=1)
 
 
-_UNITS: Mapping[str, Callable[[PoseSample], torch.Tensor]] = {
+_UNITS: Mapping[str, Callable[[Mapping[str, Any]], torch.Tensor]] = {
     "head_size": lambda batch: batch["head_size"],
     "torso_size": lambda batch: batch["torso_size"],
     "box": _largest_side,
@@ -43,7 +44,7 @@ class Score:
         """The name without the threshold."""
         return self.name.partition("@")[0]
 
-    def lengths(self, batch: PoseSample) -> torch.Tensor:
+    def lengths(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The unit of each person of a batch (B,), in image pixels; NaN where it is not known."""
         return _UNITS[self.unit](batch)
 
@@ -60,7 +61,7 @@ _LIMBS = _sides("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 _UPPER_BODY = _sides("shoulder", "elbow", "wrist", "hip")
 
 SCORES: Mapping[str, Score] = {
-    "mpii": Score("PCKh@0.5", "head_size", PROTOCOLS["mpii_official"]),
+    "mpii": Score("PCKh@0.5", "head_size", MPII_OFFICIAL),
     "lsp": Score("PCK@0.2", "torso_size", _pck(LSP, 0.2, {"head": ("neck", "head_top"), **_LIMBS}, LSP.joints)),
     # Of FLIC the literature prints elbows and wrists.
     "flic": Score("PCK@0.2", "torso_size", _pck(FLIC, 0.2, _UPPER_BODY, (*_UPPER_BODY["elbow"], *_UPPER_BODY["wrist"]))),
