@@ -18,6 +18,7 @@ namespace fastpose {
 // ---- one element <-> float ------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ float widen(uint8_t v) { return float(v); }
 __device__ __forceinline__ float widen(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
 __device__ __forceinline__ float widen(Half v) { return __half2float(__ushort_as_half(v.bits)); }
 
@@ -30,9 +31,7 @@ __device__ __forceinline__ void narrow(float a, Half* p) { p->bits = __half_as_u
 // As many elements as one 16-byte access moves.
 template <typename T> constexpr int kPack = 16 / sizeof(T);
 
-// Every map is read once and written once, so both bypass what the caches would keep (ld.global.cs, st.global.cs).
-template <typename T> __device__ __forceinline__ void load_pack(const T* p, float* v) {
-  const uint4 q = __ldcs(reinterpret_cast<const uint4*>(p));
+template <typename T> __device__ __forceinline__ void unpack(uint4 q, float* v) {
   const uint32_t word[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -43,6 +42,15 @@ template <typename T> __device__ __forceinline__ void load_pack(const T* p, floa
       v[2 * i + 1] = widen(T{uint16_t(word[i] >> 16)});
     }
   }
+}
+
+// Most maps are read once and written once, and both bypass what the caches would keep (ld.global.cs, st.global.cs).
+template <typename T> __device__ __forceinline__ void load_pack(const T* p, float* v) {
+  unpack<T>(__ldcs(reinterpret_cast<const uint4*>(p)), v);
+}
+// For what is read several times.
+template <typename T> __device__ __forceinline__ void load_cached_pack(const T* p, float* v) {
+  unpack<T>(__ldg(reinterpret_cast<const uint4*>(p)), v);
 }
 
 template <typename T> __device__ __forceinline__ void store_pack(const float* v, T* p) {

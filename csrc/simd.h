@@ -154,6 +154,24 @@ static inline void store_columns(Vec<Accumulator<T>> v, T* row, int64_t x, int64
   for (int i = 0; i < kLanes && x + i < width; ++i) narrow(Accumulator<T>(v[i]), row + (x + i) * stride);
 }
 
+// p[place[0]], p[place[1]], ...
+static inline Vec<float> gather(const float* p, Mask<float> place) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_i32gather_ps(bit_cast<__m512i>(place), p, 4));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<float>>(_mm256_i32gather_ps(p, bit_cast<__m256i>(place), 4));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes; ++i) v[i] = p[place[i]];
+  return v;
+#endif
+}
+static inline Vec<double> gather(const double* p, Mask<double> place) {
+  Vec<double> v;
+  for (int i = 0; i < kLanes; ++i) v[i] = p[place[i]];
+  return v;
+}
+
 // ---- exp ----------------------------------------------------------------------------------------------------------
 
 // exp for arguments <= 0 or so (no overflow handling above 88): 0 below -87.3, where torch's own exp is 10 to 40 times slower;

@@ -10,21 +10,19 @@ from torch import nn
 
 def positive(module: nn.Module) -> nn.Module:
     """Make all weights positive and all biases 0, so that brighter pixels make brighter cells, whatever is pooled."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.abs() + 0.01 if parameter.dim() > 1 else torch.zeros_like(parameter)
+    for name, parameter in module.named_parameters():
+        parameter.data = torch.zeros_like(parameter) if name.endswith("bias") else parameter.data.abs() + 0.01
     return module.eval()
 
 
 @torch.no_grad()
-def seen_columns(
-    maps: Callable[[torch.Tensor], torch.Tensor], width: int, height: int, channels: int = 3
-) -> list[tuple[int, int]]:
+def seen_columns(maps: Callable[[torch.Tensor], torch.Tensor], width: int, height: int) -> list[tuple[int, int]]:
     """For each column of cells in the maps the first and the last pixel column that it depends on.
 
     Args:
-        maps: from images (B, channels, height, width) to maps (B, C, h, w); made `positive`.
+        maps: from images (B, 3, height, width) to maps (B, C, h, w); made `positive`.
     """
-    images = torch.zeros(width, channels, height, width, dtype=torch.float64)
+    images = torch.zeros(width, 3, height, width, dtype=torch.float64)
     images[range(width), :, :, range(width)] = 1.0
     touched = maps(images).flatten(1, 2).amax(1) > 0  # (pixel column, cell column)
     first = touched.int().argmax(0)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fastpose import backend
 from fastpose.ops import crop_windows
 
-BACKENDS = ("reference",)
+BACKENDS = ("fused", "reference")
 each_backend = pytest.mark.parametrize("name", BACKENDS)
 
 

@@ -107,7 +107,8 @@ class GoogLeNet(nn.Module):
 
     def after_conv1(self, x: torch.Tensor) -> torch.Tensor:
         """The same from what the first convolution gives."""
-        x = self.response_norm(_pool(functional.relu(self.bn1(x), inplace=True)))
+        # Not in place: what the first convolution gives may serve several times.
+        x = self.response_norm(_pool(functional.relu(self.bn1(x))))
         x = self.response_norm(self.conv2(x))
         for name, inception in self.inceptions.items():
             x = inception(_pool(x) if name in _POOLED else x)

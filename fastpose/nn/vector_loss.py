@@ -147,6 +147,7 @@ def _perceptron() -> nn.Sequential:
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight, gain=0.01)  # about the identity
+            nn.init.zeros_(layer.bias)
     return layers
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from fastpose import _check
-from fastpose._library import NotBuiltError, fused
+from fastpose._library import define, fused
 
 _MAX_CHANNELS = 4  # kMaxChannels of csrc/crop_windows.h: that may differ in fill, mean and std
 
@@ -66,16 +67,18 @@ def crop_windows(
     """
     height, width = _check.size("size", size)
     dtype = _check_source(source, dtype)
-    windows = _windows(source, centers, sides, torch.float64 if dtype == torch.float64 else torch.float32)
-    args = (source, windows, height, width, bool(antialias), *_normalisation(source, fill, mean, std), dtype)
-    if fused(source):
-        raise NotBuiltError('crop_windows has no kernels yet; run plain PyTorch under fastpose.backend("reference")')
-    return crop_windows_reference(*args).unflatten(0, centers.shape[:2])
+    boxes = _boxes(source, centers, sides, torch.float64 if dtype == torch.float64 else torch.float32)
+    # Windows of maps in channels_last go where such maps are used; images become what most networks begin with.
+    channels_last = source.is_floating_point() and _is_channels_last(source)
+    run = _op if fused(source) else crop_windows_reference
+    normalisation = _normalisation(source, fill, mean, std)
+    result = run(source, boxes, height, width, bool(antialias), *normalisation, dtype, channels_last)
+    return result.unflatten(0, boxes.shape[:2])
 
 
 def crop_windows_reference(
     source: torch.Tensor,
-    windows: torch.Tensor,
+    boxes: torch.Tensor,
     height: int,
     width: int,
     antialias: bool,
@@ -83,19 +86,21 @@ def crop_windows_reference(
     inside: list[float],
     outside: list[float],
     dtype: torch.dtype,
+    channels_last: bool,
 ) -> torch.Tensor:
     """The same in plain PyTorch; arguments and result (B K, C, h, w) as the op's: a value v of channel c is normalised to
     factor[c] v + inside[c], what lies outside of the source to outside[c]. A list of one number serves all channels."""
-    exists = windows.isfinite().all(-1) & (windows[..., 2:] > 0).all(-1)
-    x, y, side_x, side_y = torch.where(exists.unsqueeze(-1), windows, 1).unbind(-1)
+    exists = boxes.isfinite().all(-1) & (boxes[..., 2:] > 0).all(-1)
+    x, y, side_x, side_y = torch.where(exists.unsqueeze(-1), boxes, 1).unbind(-1)
     columns = _weights(x, side_x, width, source.shape[3], antialias)
     rows = _weights(y, side_y, height, source.shape[2], antialias)
-    sums = torch.einsum("bkiy,bcyx->bkcix", rows, source.to(windows.dtype))
+    sums = torch.einsum("bkiy,bcyx->bkcix", rows, source.to(boxes.dtype))
     sums = torch.einsum("bkcix,bkjx->bkcij", sums, columns)
     share = (rows.sum(-1).unsqueeze(-1) * columns.sum(-1).unsqueeze(-2)).unsqueeze(2)  # of the filter's weight in the source
-    a, b, c = (windows.new_tensor(values).view(-1, 1, 1) for values in (factor, inside, outside))
-    result = torch.where(exists[..., None, None, None], sums * a + share * b + (1 - share) * c, 0)
-    return result.to(dtype).flatten(0, 1)
+    a, b, c = (boxes.new_tensor(values).view(-1, 1, 1) for values in (factor, inside, outside))
+    windows = torch.where(exists[..., None, None, None], sums * a + share * b + (1 - share) * c, 0)
+    windows = windows.to(dtype).flatten(0, 1)
+    return windows.contiguous(memory_format=torch.channels_last) if channels_last else windows
 
 
 def _weights(centre: torch.Tensor, side: torch.Tensor, cells: int, pixels: int, antialias: bool) -> torch.Tensor:
@@ -133,7 +138,7 @@ def _check_source(source: torch.Tensor, dtype: torch.dtype | None) -> torch.dtyp
     return dtype
 
 
-def _windows(source: torch.Tensor, centers: torch.Tensor, sides: float | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _boxes(source: torch.Tensor, centers: torch.Tensor, sides: float | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(B, K, 4): x, y, width, height of every window."""
     batch = source.shape[0]
     _check.floating("centers", centers)
@@ -177,6 +182,10 @@ def _normalisation(
     )
 
 
+def _is_channels_last(source: torch.Tensor) -> bool:
+    return source.stride(1) == 1 and source.stride(3) == source.shape[1] and source.shape[1] > 1
+
+
 def _per_channel(name: str, values: PerChannel, channels: int) -> list[float]:
     if not isinstance(values, (list, tuple)):
         return [_check.number(name, values)]
@@ -184,3 +193,64 @@ def _per_channel(name: str, values: PerChannel, channels: int) -> list[float]:
         allowed = "a number" + (f" or {channels} of them" if channels <= _MAX_CHANNELS else f" for {channels} channels")
         raise ValueError(f"{name}: got {len(values)} numbers, allowed is {allowed}")
     return [_check.number(f"{name}[{i}]", value) for i, value in enumerate(values)]
+
+
+def _fake(
+    source: torch.Tensor,
+    boxes: torch.Tensor,
+    height: int,
+    width: int,
+    antialias: bool,
+    factor: list[float],
+    inside: list[float],
+    outside: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> torch.Tensor:
+    shape = (boxes.shape[0] * boxes.shape[1], source.shape[1], height, width)
+    return torch.empty(shape, dtype=dtype, device=source.device, memory_format=_format(channels_last))
+
+
+def _fake_backward(
+    gradient: torch.Tensor,
+    boxes: torch.Tensor,
+    height: int,
+    width: int,
+    antialias: bool,
+    factor: list[float],
+    channels_last: bool,
+) -> torch.Tensor:
+    shape = (boxes.shape[0], gradient.shape[1], height, width)
+    return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=_format(channels_last))
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    source, boxes, _, _, ctx.antialias, ctx.factor, _, _, _, ctx.channels_last = inputs
+    ctx.size = source.shape[2:]  # the source itself is not needed
+    ctx.save_for_backward(boxes)
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    (boxes,) = ctx.saved_tensors
+    to_source = _backward_op(gradient, boxes, *ctx.size, ctx.antialias, ctx.factor, ctx.channels_last)
+    return (to_source, *[None] * 9)
+
+
+_op = define(
+    "crop_windows",
+    "(Tensor source, Tensor boxes, SymInt height, SymInt width, bool antialias, float[] factor, float[] inside, float[] outside, "
+    "ScalarType dtype, bool channels_last) -> Tensor",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_backward_op = define(
+    "crop_windows_backward",
+    "(Tensor gradient, Tensor boxes, SymInt source_height, SymInt source_width, bool antialias, float[] factor, "
+    "bool channels_last) -> Tensor",
+    fake=_fake_backward,
+)
