@@ -45,6 +45,7 @@ class PoseTraining(pl.LightningModule):
         super().__init__()
         self.model = model
         self.phase = phase
+        self.phase_number = model.phases.index(phase)
         self.recipe = recipe
         self.score = score
         self.codec = codec
@@ -99,11 +100,10 @@ class PoseTraining(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
-        # So that a run that goes on from the end of an epoch draws what one that was not interrupted would.
-        phase = self.model.phases.index(self.phase)
-        torch.manual_seed(hash((self.seed, phase, self.current_epoch, self.global_rank)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        # So that a run that goes on from the end of an epoch draws what one that was not interrupted would.
+        torch.manual_seed(hash((self.seed, self.phase_number, self.global_step, self.global_rank)))
         keypoints = batch["keypoints"]
         everyone = batch.get("everyone", keypoints.unsqueeze(1))
         loss = self.model.objective(self.phase, view_of(batch), keypoints, everyone, self.codec).sum()
