@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Sampler
 from fastpose import _check
 from fastpose.checkpoints import save_weights
 from fastpose.data.crops import PoseDataset, PoseSample
-from fastpose.data.figures import Figures
+from fastpose.data.figures import VALIDATION_FIGURES, VALIDATION_SEED, Figures
 from fastpose.data.mpii import read_mpii
 from fastpose.data.records import Person
 from fastpose.metrics import PCKh
@@ -38,10 +38,6 @@ from fastpose.models import create_model
 from fastpose.prediction import CODEC_KEY, SKELETON_KEY, crop_settings
 from fastpose.recipes import Recipe
 from fastpose.skeletons import MPII, Skeleton
-
-VALIDATION_FIGURES = 500
-VALIDATION_SEED = 0
-"""Figures to validate on are the same for every run."""
 
 RECIPE_KEY = "fastpose.recipe"
 """Metadata key of the weights' recipe: `Recipe.to_dict` as JSON."""
