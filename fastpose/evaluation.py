@@ -16,7 +16,7 @@ from fastpose.data.records import Person
 from fastpose.metrics import OKSProtocol, Protocol, get_protocol
 from fastpose.multi_scale import predict_stages
 from fastpose.prediction import Predictor
-from fastpose.scoring import Predictions, Score, Truth, save_predictions, save_truth, score_points, score_results
+from fastpose.score_files import Predictions, Score, Truth, save_predictions, save_truth, score_points, score_results
 from fastpose.skeletons import Skeleton
 
 DEFAULT_PROTOCOLS = {"mpii": "mpii_official", "lsp": "lsp_pc", "flic": "flic_cpm", "coco": "coco"}
@@ -44,7 +44,7 @@ class Evaluation:
     scores: tuple[Score, ...]
 
     def save(self, folder: Path) -> None:
-        """Write the predictions and the labels for `fastpose.scoring`, and the scores.
+        """Write the predictions and the labels for `fastpose.score_files`, and the scores.
 
         ``stage-1.npz`` and so on, for COCO's joints also ``stage-1.json`` in the form of its results; ``truth.npz``;
         ``scores.json``.

@@ -24,7 +24,7 @@ from fastpose.metrics import PROTOCOLS
 from fastpose.models import create_model
 from fastpose.multi_scale import predict_stages
 from fastpose.prediction import CODEC_KEY, SKELETON_KEY, Predictor
-from fastpose.scoring import read_predictions, read_truth, score_points
+from fastpose.score_files import read_predictions, read_truth, score_points
 from fastpose.skeletons import COCO, LSP, MPII, Skeleton
 
 HANDS = Skeleton("hands", ("right_hand", "left_hand"), edges=((0, 1),), flip_pairs=((0, 1),))

@@ -17,8 +17,8 @@ from fastpose.codec import HeatmapCodec
 from fastpose.data.crops import CropSettings, PoseDataset
 from fastpose.data.mpii import read_mpii
 from fastpose.metrics import PROTOCOLS, pck
-from fastpose.scoring import Predictions, Truth, read_predictions, read_truth, score_points
-from fastpose.scoring.arrays import read_arrays
+from fastpose.score_files import Predictions, Truth, read_predictions, read_truth, score_points
+from fastpose.score_files.arrays import read_arrays
 from fastpose.skeletons import MPII
 
 # Names of the cases, with the protocol and metric that each convention is called here.
