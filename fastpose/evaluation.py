@@ -96,7 +96,9 @@ def evaluate(
     if not len(people):
         raise ValueError("people must hold at least one person, got none")
     skeleton = predictor.skeleton
-    name = protocol or DEFAULT_PROTOCOLS[skeleton.name]
+    name = protocol or DEFAULT_PROTOCOLS.get(skeleton.name)
+    if name is None:
+        raise ValueError(f"protocol must be given for the joints of {skeleton.name}, got none")
     counts = get_protocol(name)
     if counts.skeleton != skeleton:
         raise ValueError(f"protocol {name} is for {counts.skeleton.name}, but the model predicts {skeleton.name}")

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 from fastpose.checkpoints import save_weights
 from fastpose.cli import app
 from fastpose.codec import HeatmapCodec
+from fastpose.data.crops import PoseDataset
 from fastpose.data.figures import Figures
 from fastpose.data.records import Person
 from fastpose.evaluation import coco_results, evaluate
 from fastpose.metrics import PROTOCOLS
 from fastpose.models import create_model
-from fastpose.multi_scale import predict_stages
+from fastpose.multi_scale import _predict, predict_stages
 from fastpose.prediction import CODEC_KEY, SKELETON_KEY, Predictor
 from fastpose.score_files import read_predictions, read_truth, score_points
 from fastpose.skeletons import COCO, LSP, MPII, Skeleton
@@ -114,6 +115,16 @@ def test_what_a_closer_crop_does_not_show_is_left_to_the_others() -> None:
     np.testing.assert_allclose(batch.scores[-1], alone.scores[-1], rtol=0.05)
 
 
+def test_crops_that_show_other_places_agree_in_the_mirror_too() -> None:
+    predictor = Predictor(BrightSpots(), codec_of("centre"), HANDS, "cpu")
+    person = spot_people()[0]
+    moved = replace(person, center=person.center + np.array([9, -14], np.float32))
+    crops = [PoseDataset([entry], HANDS, predictor.crops)[0] for entry in (person, moved)]
+    views = [(crop["image"][None], crop["crop_to_image"][None]) for crop in crops]
+    np.testing.assert_allclose(_predict(predictor, views, flip_test=True).coordinates[-1, 0], POINTS[0], atol=0.3)
+    np.testing.assert_allclose(_predict(predictor, views[::-1], flip_test=True).coordinates[-1, 0], POINTS[0], atol=0.3)
+
+
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1.0,), (float("nan"),)])
 def test_refuses_scales(scales: tuple[float, ...]) -> None:
     predictor = Predictor(BrightSpots(), codec_of("centre"), HANDS, "cpu")
@@ -147,8 +158,6 @@ def figures() -> list[Person]:
 def knowing(figures: list[Person]) -> Predictor:
     codec = HeatmapCodec.preset("udp", 64)
     predictor = Predictor(nn.Identity(), codec, MPII, "cpu")
-    from fastpose.data.crops import PoseDataset
-
     crops = PoseDataset(figures, MPII, predictor.crops)
     predictor.model = KnowsFigures(codec, torch.stack([crops[number]["keypoints"] for number in range(5)]))
     return predictor
@@ -195,6 +204,9 @@ def test_evaluation_refuses(knowing: Predictor, figures: list[Person]) -> None:
     person = coco.person_in_box(np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="protocol coco needs the annotations"):
         evaluate(coco, [person])
+    hands = Predictor(BrightSpots(), codec_of("centre"), HANDS, "cpu")
+    with pytest.raises(ValueError, match="protocol must be given for the joints of hands"):
+        evaluate(hands, spot_people())
     lsp = Predictor(BrightSpots(joints=14), codec_of("centre"), LSP, "cpu")
     assert evaluate(lsp, [lsp.person_in_box(np.zeros((32, 32, 3), np.uint8))]).scores[0].metric == "PCK@0.2"
 
