@@ -24,11 +24,11 @@ from fastpose.cases import CASES
 from fastpose.checkpoints import load_model
 from fastpose.commands._output import stages_table
 from fastpose.data.crops import CropSettings, PoseDataset, PoseSample
-from fastpose.data.figures import Figures
+from fastpose.data.figures import VALIDATION_SEED, Figures
 from fastpose.plots import SheetRow, figure_sheet
 from fastpose.recipes import Recipe, get_recipe
 from fastpose.skeletons import MPII
-from fastpose.training import VALIDATION_SEED, TrainingResult, figures_data, train
+from fastpose.training import TrainingResult, figures_data, train
 
 _PEOPLE_SHOWN = 5
 _ENLARGEMENT = 5  # of the pictures that are shown over those that the model sees

@@ -16,7 +16,7 @@ from fastpose.data.records import Person
 from fastpose.metrics import OKSProtocol, Protocol, get_protocol
 from fastpose.multi_scale import predict_stages
 from fastpose.prediction import Predictor
-from fastpose.scoring import Predictions, Score, Truth, save_predictions, save_truth, score_points, score_results
+from fastpose.score_files import Predictions, Score, Truth, save_predictions, save_truth, score_points, score_results
 from fastpose.skeletons import Skeleton
 
 DEFAULT_PROTOCOLS = {"mpii": "mpii_official", "lsp": "lsp_pc", "flic": "flic_cpm", "coco": "coco"}
@@ -44,7 +44,7 @@ class Evaluation:
     scores: tuple[Score, ...]
 
     def save(self, folder: Path) -> None:
-        """Write the predictions and the labels for `fastpose.scoring`, and the scores.
+        """Write the predictions and the labels for `fastpose.score_files`, and the scores.
 
         ``stage-1.npz`` and so on, for COCO's joints also ``stage-1.json`` in the form of its results; ``truth.npz``;
         ``scores.json``.
@@ -96,7 +96,9 @@ def evaluate(
     if not len(people):
         raise ValueError("people must hold at least one person, got none")
     skeleton = predictor.skeleton
-    name = protocol or DEFAULT_PROTOCOLS[skeleton.name]
+    name = protocol or DEFAULT_PROTOCOLS.get(skeleton.name)
+    if name is None:
+        raise ValueError(f"protocol must be given for the joints of {skeleton.name}, got none")
     counts = get_protocol(name)
     if counts.skeleton != skeleton:
         raise ValueError(f"protocol {name} is for {counts.skeleton.name}, but the model predicts {skeleton.name}")

@@ -27,8 +27,9 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 
 _CODEC = "mp4v"
 _FRAMES_AT_A_TIME = 32
-# The number of frames that a container tells may be an estimate from its duration.
-_LEAST_SHARE_OF_FRAMES = 0.9
+# The number of frames that a container tells may be an estimate from its duration, off by a few.
+_LEAST_SHARE_OF_FRAMES = 0.98
+_FRAMES_OFF = 2
 _DEFAULT_RATE = 25.0  # of files that tell none
 
 LocateInFrame = Callable[[int, Image], list[Person]]
@@ -74,7 +75,8 @@ def predict_video(
     """Write the poses in a video: ``NAME.jsonl``, one line for each frame, and the video ``NAME.overlay.mp4``.
 
     A line has ``frame``, its number from 0, ``time`` in seconds, and what `fastpose.pose_files.describe` says. Both files
-    appear under their names only when the whole video has been dealt with.
+    appear under their names only when the whole video has been dealt with. Its sides are even: an odd last row or column is
+    left out.
 
     Args:
         predictor: what predicts.
@@ -108,7 +110,7 @@ def predict_video(
             finally:
                 if writer is not None:
                     writer.release()
-        if done < max(1, _LEAST_SHARE_OF_FRAMES * video.frames):
+        if done < max(1, _LEAST_SHARE_OF_FRAMES * video.frames - _FRAMES_OFF):
             raise ValueError(f"{video.path} ends after {done} of {video.frames} frames; it is damaged or empty")
         for path, finished in zip(unfinished, (text, overlay), strict=True):
             path.replace(finished)

@@ -213,7 +213,7 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("predict", "{weights}", A, "--box", "1,2,nan,4"), "--box must be X,Y,W,H in numbers"),
         (("predict", "{weights}", A, "--box", "1,2,0,4"), "positive width, height"),
         (("predict", "{weights}", A, "--box", "120,2,5,4"), "outside of the image of 120 x 80"),
-        (("predict", "{weights}", BOTH, "--box", "1,2,3,4"), "--box is of one image, got 2 images"),
+        (("predict", "{weights}", BOTH, "--box", "1,2,3,4"), "--box is of one image or video, got 2 of them"),
         (("predict", "{weights}", A, "--center", "1,2"), "--center and --scale need each other"),
         (("predict", "{weights}", A, "--center", "1,2", "--scale", "-1"), "scale must be positive"),
         (

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -371,3 +372,20 @@ def test_refuses_bad_input() -> None:
 def test_functions_do_not_need_torchmetrics() -> None:
     code = "import sys, fastpose.metrics; assert 'torchmetrics' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_of_protocols_is_true() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 9 and cells[1].startswith("`"):
+            rows.update(dict.fromkeys(cells[1].replace("`", "").split(", "), cells))
+    assert set(rows) == set(PROTOCOLS)
+    for name in DISTANCE_PROTOCOLS:
+        protocol, (_, _, joints, _, hit, head, total, also, _) = PROTOCOLS[name], rows[name]
+        assert (joints.lower(), hit) == (protocol.skeleton.name, f"d {protocol.comparison} {protocol.threshold}")
+        assert head == " and ".join(joint.replace("_", " ") for joint in protocol.columns.get("head", ()))
+        assert total.startswith("mean") == (protocol.reduction == "mean_of_joints")
+        assert ("PCP" in also) == (protocol.limbs is not None)
+        assert all(f"{threshold:.2f}" in also for threshold in protocol.also.values())

@@ -17,8 +17,8 @@ from fastpose.codec import HeatmapCodec
 from fastpose.data.crops import CropSettings, PoseDataset
 from fastpose.data.mpii import read_mpii
 from fastpose.metrics import PROTOCOLS, pck
-from fastpose.scoring import Predictions, Truth, read_predictions, read_truth, score_points
-from fastpose.scoring.arrays import read_arrays
+from fastpose.score_files import Predictions, Truth, read_predictions, read_truth, score_points
+from fastpose.score_files.arrays import read_arrays
 from fastpose.skeletons import MPII
 
 # Names of the cases, with the protocol and metric that each convention is called here.
@@ -91,6 +91,12 @@ def val(mpii: Path) -> Truth:
 
 
 @pytest.fixture(scope="module")
+def integers(mpii: Path) -> Truth:
+    """Labels without fractions, as the hourglass authors have them."""
+    return read_truth(mpii / "valid.h5")
+
+
+@pytest.fixture(scope="module")
 def hourglass(mpii: Path, val: Truth) -> Predictions:
     return read_predictions(mpii / "bearpaw-hg_s2_b1.mat", val)
 
@@ -121,9 +127,9 @@ def test_scoring_the_validation_set_takes_no_time(val: Truth, hourglass: Predict
     assert min(seconds) < 0.5
 
 
-def test_four_files_of_the_same_labels(mpii: Path, val: Truth, hourglass: Predictions) -> None:
+def test_three_files_of_the_same_labels(mpii: Path, val: Truth, integers: Truth, hourglass: Predictions) -> None:
     # Newell's have no fractions; detections.mat has 13 joints that are damaged in the one that all publish on.
-    annolist, integers = read_truth(mpii / "detections.mat"), read_truth(mpii / "valid.h5")
+    annolist = read_truth(mpii / "detections.mat")
     for other in (annolist, integers):
         assert len(other) == len(val)
         np.testing.assert_array_equal(np.isnan(other.keypoints), np.isnan(val.keypoints))
@@ -154,7 +160,7 @@ def test_four_files_of_the_same_labels(mpii: Path, val: Truth, hourglass: Predic
         ("labels without fractions", 86.76),
     ],
 )
-def test_mistakes_show(mistake: str, total: float, val: Truth, hourglass: Predictions, mpii: Path) -> None:
+def test_mistakes_show(mistake: str, total: float, val: Truth, integers: Truth, hourglass: Predictions, mpii: Path) -> None:
     protocol = PROTOCOLS["hrnet" if mistake == "pooled" else "pytorch_pose"]
     points, keypoints, heads = hourglass.points, val.keypoints.copy(), val.lengths["head"]
     if mistake == "a pixel less":
@@ -168,7 +174,7 @@ def test_mistakes_show(mistake: str, total: float, val: Truth, hourglass: Predic
     elif mistake == "head top to neck":
         heads = np.linalg.norm(keypoints[:, MPII.index("head_top")] - keypoints[:, MPII.index("upper_neck")], axis=1)
     elif mistake == "labels without fractions":
-        keypoints = read_truth(mpii / "valid.h5").keypoints
+        keypoints = integers.keypoints
     score = score_points("", Predictions(points, 1), Truth(MPII, keypoints, 1, {"head": heads}), protocol)
     everything = np.mean([score.values[joint] for joint in MPII.joints])
     assert round(everything if mistake == "pelvis and thorax too" else score.values["total"], 2) == total

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fastpose.scoring import Score
+    from fastpose.score_files import Score
 
 _MOST_COLUMNS = 6
 

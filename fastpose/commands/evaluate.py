@@ -87,8 +87,7 @@ def evaluate(
 
 
 def _figures(size: tuple[int, int], people: int | None) -> Sequence[Person]:
-    from fastpose.data.figures import Figures
-    from fastpose.training import VALIDATION_FIGURES, VALIDATION_SEED
+    from fastpose.data.figures import VALIDATION_FIGURES, VALIDATION_SEED, Figures
 
     return Figures(people or VALIDATION_FIGURES, seed=VALIDATION_SEED, size=size)[:]
 

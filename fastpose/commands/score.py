@@ -17,7 +17,7 @@ from fastpose.commands._scores import score_table
 
 if TYPE_CHECKING:
     from fastpose.metrics import OKSProtocol, Protocol
-    from fastpose.scoring import Score
+    from fastpose.score_files import Score
 
 
 class Metric(str, Enum):
@@ -50,7 +50,7 @@ def score(
     begin, and says what it took for granted. COCO's results are scored by --protocol coco.
     """
     from fastpose.metrics import OKSProtocol, get_protocol
-    from fastpose.scoring import read_predictions, read_truth, score_points
+    from fastpose.score_files import read_predictions, read_truth, score_points
 
     files = _named(predictions)
     found = get_protocol(protocol)
@@ -105,8 +105,8 @@ def _named(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def _score_results(files: dict[str, Path], truth: Path, protocol: OKSProtocol) -> list[Score]:
-    from fastpose.scoring import score_results
-    from fastpose.scoring.arrays import read_json
+    from fastpose.score_files import score_results
+    from fastpose.score_files.arrays import read_json
 
     annotations = read_json(truth)
     if not isinstance(annotations, dict):

@@ -47,6 +47,10 @@ HEAD_SIZE = 0.6
 CENTER_ABOVE_MIDDLE = 6.0
 """MPII's centre is 6 · scale pixels above the middle of the joints' box (median of its validation set)."""
 
+VALIDATION_FIGURES = 500
+VALIDATION_SEED = 0
+"""Figures to validate on are the same for every run, and training sees other ones."""
+
 _LEAST_SIZE = 32
 _DOWN = np.array([1.0, -1.0])  # y is up in a body and down in an image
 _APART = 10.0  # heads between people in depth, so that they never interleave

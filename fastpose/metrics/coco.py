@@ -10,6 +10,7 @@ import copy
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,10 @@ def _checked_annotations(annotations: Mapping[str, Any], joints: int) -> dict[st
         where = f"annotations: annotation {number}"
         _require(person, ("id", "image_id", "category_id", "area", "bbox", "keypoints"), where)
         _check_keypoints(person["keypoints"], joints, where)
+        if not _are_numbers([person["area"]], 1) or not _are_numbers(person["bbox"], 4):
+            raise ValueError(
+                f"{where}: area must be a number and bbox four, got {person['area']!r:.80} and {person['bbox']!r:.80}"
+            )
         if person["image_id"] not in images:
             raise ValueError(f"{where}: there is no image {person['image_id']!r}")
         labelled = sum(flag > 0 for flag in person["keypoints"][2::3])
@@ -167,6 +172,8 @@ def _checked_results(
         where = f"results: detection {number}"
         _require(result, ("image_id", "category_id", "score", "keypoints"), where)
         _check_keypoints(result["keypoints"], joints, where)
+        if not _are_numbers([result["score"]], 1):
+            raise ValueError(f"{where}: score must be a number, got {result['score']!r:.80}")
         if result["image_id"] not in images:
             raise ValueError(f"{where}: the annotations have no image {result['image_id']!r}")
         keypoints = np.asarray(result["keypoints"], np.float64).reshape(joints, 3)
@@ -188,6 +195,10 @@ def _require(record: Any, fields: Sequence[str], where: str) -> None:
 
 
 def _check_keypoints(keypoints: Any, joints: int, where: str) -> None:
-    numbers = isinstance(keypoints, (list, tuple, np.ndarray)) and all(isinstance(value, (int, float)) for value in keypoints)
-    if not numbers or len(keypoints) != 3 * joints:
+    if not _are_numbers(keypoints, 3 * joints):
         raise ValueError(f"{where}: keypoints must be {3 * joints} numbers, x, y and v of {joints} joints, got {keypoints!r:.80}")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    listed = isinstance(values, (list, tuple, np.ndarray)) and len(values) == count
+    return listed and all(isinstance(value, Real) for value in values)

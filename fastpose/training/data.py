@@ -11,15 +11,11 @@ from typing import Any
 from fastpose import _check
 from fastpose.data.crop_settings import CROPS
 from fastpose.data.datasets import DATASETS, read
-from fastpose.data.figures import Figures
+from fastpose.data.figures import VALIDATION_FIGURES, VALIDATION_SEED, Figures
 from fastpose.data.records import Person, with_bystanders
 from fastpose.recipes import Recipe
 from fastpose.skeletons import MPII, Skeleton
 from fastpose.training.score import SCORES, Score
-
-VALIDATION_FIGURES = 500
-VALIDATION_SEED = 0
-"""Figures to validate on are the same for every run."""
 
 _HOLD_OUT = 20  # one of so many people
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastpose.metrics import Protocol
-from fastpose.scoring import truth_files
-from fastpose.scoring.arrays import read_arrays, read_json, save_arrays
+from fastpose.score_files import truth_files
+from fastpose.score_files.arrays import Arrays, read_arrays, read_json, save_arrays
 from fastpose.skeletons import Skeleton, get_skeleton
 
 
@@ -131,7 +131,7 @@ def save_truth(truth: Truth, path: str | os.PathLike[str]) -> None:
 _LENGTH = "length_"
 
 
-def _saved(arrays: Mapping[str, NDArray[Any]], path: Path) -> Truth:
+def _saved(arrays: Arrays, path: Path) -> Truth:
     lengths = {name.removeprefix(_LENGTH): values for name, values in arrays.items() if name.startswith(_LENGTH)}
     try:
         return Truth(get_skeleton(str(arrays["skeleton"])), arrays["keypoints"], int(arrays["base"]), lengths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,12 @@ from safetensors.torch import load_file
 
 from fastpose._files import write_atomically
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]
+"""Values by name: arrays of numbers in MATLAB's shape; of MATLAB files also a single number as a float, text in one row as
+a string, a cell array as a list, and a struct array as a list of dicts, the last two column after column."""
+
+_MOST_EXPANSION = 1100
+"""Deflate makes data at most 1032 times as small; what claims to be larger is damage."""
 
 UNNAMED = "(unnamed)"
 """Name of the array of a file that holds but one and no name for it."""
@@ -38,7 +42,7 @@ def read_arrays(path: str | os.PathLike[str]) -> Arrays:
         path: a file that ends in .mat, .h5, .hdf5, .json, .npz, .npy or .safetensors.
 
     Returns:
-        Arrays by name; those of MATLAB's structs are of objects.
+        Values by name, see `Arrays`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -83,25 +87,39 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None
 def _read_mat(path: Path) -> Arrays:
     try:
         variables = scipy.io.loadmat(path)
+        return {name: _plain(value) for name, value in variables.items() if isinstance(value, np.ndarray)}
     except NotImplementedError:  # version 7.3, which is HDF5 with the axes in the opposite order
         return {name: array.T for name, array in _read_hdf5(path).items()}
     except Exception as error:  # whatever SciPy comes upon in a damaged file
         raise ValueError(f"{path} is not a complete MATLAB file: {error}") from error
-    return {name: array for name, array in variables.items() if isinstance(array, np.ndarray)}
+
+
+def _plain(value: NDArray[Any]) -> Any:
+    """What SciPy makes of MATLAB's values, in the form of `Arrays`."""
+    if value.dtype.names is not None:
+        return [{name: _plain(record[name]) for name in value.dtype.names} for record in value.ravel(order="F")]
+    if value.dtype.kind == "O":
+        return [_plain(np.asarray(cell)) for cell in value.ravel(order="F")]
+    if value.dtype.kind in "US":
+        return str(value.item()) if value.size == 1 else ""
+    return float(value.item()) if value.shape in ((), (1, 1)) else value
 
 
 def _read_hdf5(path: Path) -> Arrays:
     arrays: Arrays = {}
+    stored = path.stat().st_size
 
     def visit(name: str, item: Any) -> None:
         # MATLAB keeps the contents of its cells and structs under names that begin with a hash.
-        if isinstance(item, h5py.Dataset) and not name.startswith("#") and item.dtype.kind in "biufS":
-            arrays[name] = item[()] if item.shape else np.asarray(item[()])
+        if isinstance(item, h5py.Dataset) and not name.startswith("#") and item.dtype.kind in "biuf":
+            if item.nbytes > _MOST_EXPANSION * stored:
+                raise ValueError(f"{name} of shape {item.shape} does not fit into {stored} bytes")
+            arrays[name] = np.asarray(item[()])
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # HDF5 meets damage in all its layers, and h5py has an exception for each
         raise ValueError(f"{path} is not a complete HDF5 file: {error}") from error
     return arrays
 
@@ -110,7 +128,7 @@ def _read_numpy(path: Path) -> Arrays:
     try:
         loaded = np.load(path, allow_pickle=False)
         return {UNNAMED: loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of the archive, of its members, and of the text in which they say what they are
         raise ValueError(f"{path} is not a complete NumPy file of arrays: {error}") from error
 
 

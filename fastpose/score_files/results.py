@@ -12,8 +12,8 @@ import torch
 from fastpose.metrics import OKSProtocol, Protocol, area_under_curve, average_precision
 from fastpose.metrics.limbs import PCPMode
 from fastpose.metrics.scores import limbs_of, pck_summary, pck_thresholds, pcp_distances, pcp_summary
-from fastpose.scoring.predictions import Predictions
-from fastpose.scoring.truth import Truth
+from fastpose.score_files.predictions import Predictions
+from fastpose.score_files.truth import Truth
 
 MetricName = Literal["pck", "pcp", "pcp-loose"]
 METRICS: tuple[MetricName, ...] = ("pck", "pcp", "pcp-loose")

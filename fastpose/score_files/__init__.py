@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastpose.scoring.predictions import Predictions, read_predictions, save_predictions
-from fastpose.scoring.results import Score, score_points, score_results
-from fastpose.scoring.truth import Truth, read_truth, save_truth
+from fastpose.score_files.predictions import Predictions, read_predictions, save_predictions
+from fastpose.score_files.results import Score, score_points, score_results
+from fastpose.score_files.truth import Truth, read_truth, save_truth
 
 __all__ = [
     "Predictions",

@@ -19,8 +19,8 @@ from fastpose.cli import app
 from fastpose.data.crops import read_image
 from fastpose.data.figures import Figures
 from fastpose.metrics import PROTOCOLS, pck, pcp
-from fastpose.scoring import Predictions, Truth, read_predictions, read_truth, save_predictions, save_truth, score_points
-from fastpose.scoring.arrays import read_arrays
+from fastpose.score_files import Predictions, Truth, read_predictions, read_truth, save_predictions, save_truth, score_points
+from fastpose.score_files.arrays import read_arrays
 from fastpose.skeletons import COCO, FLIC, LSP, MPII, SKELETONS, Skeleton
 
 PEOPLE = 7
@@ -211,6 +211,29 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
             read_arrays(file)
 
 
+# SciPy trusts what a MATLAB file says of itself, so that it is not asked to read what chance has written.
+@pytest.mark.parametrize("name", ["a.h5", "a.npz", "a.npy", "a.json", "a.safetensors"])
+def test_mutated_files_are_read_or_refused(tmp_path: Path, lsp: Truth, name: str) -> None:
+    WRITERS[name](tmp_path / name, {"pred": points_of(LSP, 1)})
+    content = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(60):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        # The beginning says what the rest is.
+        where = random.integers(0, random.choice([64, 512, len(damaged)]), random.choice([1, 2, 8]))
+        damaged[where] = random.integers(0, 256, len(where))
+        (tmp_path / name).write_bytes(damaged.tobytes()[: random.choice([len(content), random.integers(len(content))])])
+        try:
+            read = read_predictions(tmp_path / name, lsp)
+        except ValueError:
+            outcomes["refused"] += 1
+        else:
+            assert read.points.shape == (PEOPLE, 14, 2)
+            outcomes["read"] += 1
+    assert outcomes["refused"] > 10
+
+
 def test_unknown_kinds_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"a\.txt must end in one of \.mat, \.h5, .*\.safetensors"):
@@ -299,6 +322,10 @@ def test_mpii_structs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(truth.keypoints[1, 5], [7, 8])
     assert (~np.isnan(truth.keypoints)).sum() == 6
     np.testing.assert_allclose(truth.lengths["head"], 0.6 * 5)
+    annolist[0, 1]["annorect"] = mpii_person({16: (1.0, 2.0)})
+    scipy.io.savemat(tmp_path / "a.mat", {"annolist": annolist})
+    with pytest.raises(ValueError, match=r"annolist\(2\) must have points with ids 0 to 15, got 16"):
+        read_truth(tmp_path / "a.mat")
     annolist[0, 1]["annorect"] = np.concatenate(people[:2], axis=1)
     scipy.io.savemat(tmp_path / "a.mat", {"annolist": annolist})
     with pytest.raises(ValueError, match=r"a\.mat: annolist\(2\) must have one person, got 2"):

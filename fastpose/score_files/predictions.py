@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastpose.metrics import Limbs
-from fastpose.scoring.arrays import MATLAB_LIKE, UNNAMED, Arrays, read_arrays, save_arrays
-from fastpose.scoring.truth import Truth
+from fastpose.score_files.arrays import MATLAB_LIKE, UNNAMED, Arrays, read_arrays, save_arrays
+from fastpose.score_files.truth import Truth
 from fastpose.skeletons import FLIC, LSP, MPII, Skeleton
 
 LAYOUTS = tuple("".join(axes) for axes in itertools.permutations("NKC"))
@@ -61,7 +61,7 @@ def read_predictions(
     """Read predicted joints, or limbs as two ends each, in the order of the labels' people.
 
     Args:
-        path: file of a kind that `fastpose.scoring.arrays.read_arrays` reads.
+        path: file of a kind that `fastpose.score_files.arrays.read_arrays` reads.
         truth: what will be scored against.
         limbs: those that sticks may be of; None: there must be joints.
         variable: name of the array in the file; None: the one that fits.
@@ -135,8 +135,8 @@ def _find(
     arrays: Arrays, path: Path, people: int, counts: set[int], variable: str | None, layout: str | None
 ) -> tuple[str, str, NDArray[Any]]:
     """The array that holds the predictions: its name, its layout, and it laid out as NKC."""
-    numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "biuf" and array.ndim}
-    found = ", ".join(f"{name} {_shape(array)}" for name, array in arrays.items()) or "no arrays"
+    numeric = {name: value for name, value in arrays.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"}
+    found = ", ".join(f"{name} {_shape(value)}" for name, value in arrays.items()) or "no arrays"
     if variable is not None:
         if variable not in numeric:
             raise ValueError(f"{path} has no array {variable!r} of numbers; it has {found}")
@@ -179,13 +179,13 @@ def _in_order(points: NDArray[np.float64], names: Sequence[str], skeleton: Skele
     return ordered
 
 
-def _base(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[int, str]:
-    stated = arrays.get("base")
-    if stated is not None and stated.size == 1 and stated.dtype.kind in "biuf" and stated.item() in (0, 1):
+def _base(arrays: Arrays, path: Path) -> tuple[int, str]:
+    stated = np.asarray(arrays.get("base"))
+    if stated.size == 1 and stated.item() in (0, 1):
         return int(stated.item()), "it says so"
     kind = path.suffix.lower()
     return (1, f"as {kind} files of this field do") if kind in MATLAB_LIKE else (0, f"as {kind} files do")
 
 
-def _shape(array: NDArray[Any]) -> str:
-    return "x".join(map(str, array.shape)) or "scalar"
+def _shape(value: Any) -> str:
+    return "x".join(map(str, np.shape(value))) if isinstance(value, np.ndarray) and value.ndim else type(value).__name__

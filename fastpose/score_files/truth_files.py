@@ -33,12 +33,12 @@ def read_mpii_json(path: Path) -> Labels:
     return MPII, keypoints, 0, {"head": np.array([person.head_size for person in people])}
 
 
-def _read_mpii_matrices(arrays: Mapping[str, NDArray[Any]]) -> Labels:
+def _read_mpii_matrices(arrays: Mapping[str, Any]) -> Labels:
     """``detections_our_format.mat`` of Tompson et al. and pytorch-pose."""
     people = arrays["pos_gt_src"].shape[-1]
     _expect(arrays, pos_gt_src=(16, 2, people), jnt_missing=(16, people), headboxes_src=(2, 2, people))
     if "dataset_joints" in arrays:
-        names = ", ".join(str(np.squeeze(name)) for name in arrays["dataset_joints"].ravel())
+        names = ", ".join(arrays["dataset_joints"])
         if names != _MPII_NAMES:
             raise ValueError(f"dataset_joints must be {_MPII_NAMES}, got {names}")
     keypoints = arrays["pos_gt_src"].transpose(2, 0, 1).astype(np.float64)
@@ -47,25 +47,26 @@ def _read_mpii_matrices(arrays: Mapping[str, NDArray[Any]]) -> Labels:
     return MPII, keypoints, 1, {"head": _HEAD_SIZE * np.linalg.norm(corners[1] - corners[0], axis=0)}
 
 
-def _read_mpii_annolist(arrays: Mapping[str, NDArray[Any]]) -> Labels:
+def _read_mpii_annolist(arrays: Mapping[str, Any]) -> Labels:
     """``detections.mat``: MPII's own structs, one person for each image."""
-    images = arrays["annolist"].ravel()
+    images = arrays["annolist"]
     keypoints = np.full((len(images), MPII.num_joints, 2), np.nan)
     heads = np.empty(len(images))
     for number, image in enumerate(images):
-        rectangles = image["annorect"].ravel()
-        if len(rectangles) != 1:
-            raise ValueError(f"annolist({number + 1}) must have one person, got {len(rectangles)}")
-        person = rectangles[0]
-        x1, y1, x2, y2 = (float(np.squeeze(person[corner])) for corner in ("x1", "y1", "x2", "y2"))
-        heads[number] = _HEAD_SIZE * np.hypot(x2 - x1, y2 - y1)
-        if person["annopoints"].size:
-            for point in person["annopoints"].ravel()[0]["point"].ravel():
-                keypoints[number, int(np.squeeze(point["id"]))] = [float(np.squeeze(point[axis])) for axis in ("x", "y")]
+        people = image["annorect"]
+        if len(people) != 1:
+            raise ValueError(f"annolist({number + 1}) must have one person, got {len(people)}")
+        person = people[0]
+        heads[number] = _HEAD_SIZE * np.hypot(person["x2"] - person["x1"], person["y2"] - person["y1"])
+        # Who has no joints has an empty array in place of the struct.
+        for point in person["annopoints"][0]["point"] if len(person["annopoints"]) else ():
+            if point["id"] not in range(MPII.num_joints):
+                raise ValueError(f"annolist({number + 1}) must have points with ids 0 to 15, got {point['id']}")
+            keypoints[number, int(point["id"])] = point["x"], point["y"]
     return MPII, keypoints, 1, {"head": heads}
 
 
-def _read_mpii_hdf5(arrays: Mapping[str, NDArray[Any]]) -> Labels:
+def _read_mpii_hdf5(arrays: Mapping[str, Any]) -> Labels:
     """``valid.h5`` of Newell et al.: coordinates without their fractions, 0 where there is no label."""
     people = len(arrays["part"])
     _expect(arrays, part=(people, 16, 2), normalize=(people,))
@@ -74,7 +75,7 @@ def _read_mpii_hdf5(arrays: Mapping[str, NDArray[Any]]) -> Labels:
     return MPII, keypoints, 1, {"head": arrays["normalize"].astype(np.float64)}
 
 
-def _read_joints(arrays: Mapping[str, NDArray[Any]]) -> Labels:
+def _read_joints(arrays: Mapping[str, Any]) -> Labels:
     """LSP's joints, or FLIC's with the size of the torso's box in a last column."""
     joints = arrays["joints"]
     if joints.ndim == 3 and joints.shape[:2] == (2, 12):
@@ -87,13 +88,13 @@ def _read_joints(arrays: Mapping[str, NDArray[Any]]) -> Labels:
     raise ValueError(f"joints must be LSP's (3, 14, N) or FLIC's (2, 12, N), got {joints.shape}")
 
 
-def _read_flic_examples(arrays: Mapping[str, NDArray[Any]]) -> Labels:
+def _read_flic_examples(arrays: Mapping[str, Any]) -> Labels:
     """FLIC's own ``examples``."""
-    tested = [example for example in arrays["examples"].ravel() if np.any(example["istest"])]
+    tested = [example for example in arrays["examples"] if example["istest"]]
     if not tested:
         raise ValueError("examples must have some with istest, got none")
     for number, example in enumerate(tested):
-        shapes = example["coords"].shape, example["torsobox"].size
+        shapes = np.shape(example["coords"]), np.size(example["torsobox"])
         if shapes != ((2, 29), 4):
             raise ValueError(f"test example {number + 1} must have coords (2, 29) and a torsobox of 4, got {shapes}")
     keypoints = np.stack([example["coords"][:, _FLIC_COLUMNS].T for example in tested]).astype(np.float64)
@@ -101,13 +102,13 @@ def _read_flic_examples(arrays: Mapping[str, NDArray[Any]]) -> Labels:
     return FLIC, keypoints, 1, {"torso_box": np.hypot(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])}
 
 
-def _expect(arrays: Mapping[str, NDArray[Any]], **shapes: tuple[int, ...]) -> None:
+def _expect(arrays: Mapping[str, Any], **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} must be of shape {shape}, got {arrays[name].shape}")
+        if np.shape(arrays[name]) != shape:
+            raise ValueError(f"{name} must be of shape {shape}, got {np.shape(arrays[name])}")
 
 
-READERS: dict[tuple[str, ...], Callable[[Mapping[str, NDArray[Any]]], Labels]] = {
+READERS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Labels]] = {
     ("pos_gt_src", "jnt_missing", "headboxes_src"): _read_mpii_matrices,
     ("annolist",): _read_mpii_annolist,
     ("part", "normalize"): _read_mpii_hdf5,
