@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     print(f"fastpose: the command needs {error.name}: pip install 'fastpose-kernels[train]'", file=sys.stderr)
     sys.exit(2)
 
-_EXTRAS = {"cv2", "lightning", "matplotlib", "safetensors", "tensorboard", "torchmetrics"}
+_EXTRAS = {"cv2", "h5py", "lightning", "matplotlib", "safetensors", "scipy", "tensorboard", "torchmetrics"}
 # What the user can mend. Anything else is a bug, which its traceback describes best.
 _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, NotBuiltError, torch.OutOfMemoryError)
 

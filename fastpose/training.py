@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Sampler
 from fastpose import _check
 from fastpose.checkpoints import save_weights
 from fastpose.data.crop_settings import CROPS
-from fastpose.data.crops import PoseDataset, PoseSample
+from fastpose.data.crops import PoseDataset, PoseSample, check_images
 from fastpose.data.datasets import DATASETS, read
 from fastpose.data.figures import Figures
 from fastpose.data.records import Person
@@ -288,6 +288,7 @@ class PoseDataModule(pl.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.workers = workers
+        check_images(data.train, data.validation)
         plain = crop_settings(recipe.make_codec(), data.crop)
         augmented = replace(plain, augmentation=recipe.augmentation, seed=seed)
         self.validation = PoseDataset(data.validation, data.skeleton, plain)

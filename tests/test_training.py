@@ -26,7 +26,7 @@ from fastpose.training import (
     TrainingData,
     TrainingResult,
     figures_data,
-    mpii_data,
+    published_data,
     train,
 )
 
@@ -300,12 +300,14 @@ def test_checkpoint_of_another_run_is_refused(finished: TrainingResult, tmp_path
         run(tmp_path, seed=1, resume=last)
 
 
-def test_data_without_people_or_head_boxes_is_refused() -> None:
+def test_data_that_does_not_fit_is_refused() -> None:
     people = figures_data(TINY, validation=1).validation
     with pytest.raises(ValueError, match="validation"):
         TrainingData("none", people, [], MPII)
-    with pytest.raises(ValueError, match="lsp"):
+    with pytest.raises(ValueError, match="score must be of the joints of lsp, got mpii's"):
         TrainingData("lsp", people, people, LSP)
+    with pytest.raises(ValueError, match="crop: got 'hrnet', allowed are 'mpii'"):
+        TrainingData("mpii", people, people, MPII, crop="hrnet")
 
 
 # ---- MPII ------------------------------------------------------------------------------------------------------------
@@ -324,9 +326,9 @@ def _entry(is_validation: int) -> dict[str, Any]:
 def test_mpii_file_with_splits_is_split(tmp_path: Path) -> None:
     file = tmp_path / "mpii.json"
     file.write_text(json.dumps([_entry(0), _entry(1), _entry(0)]))
-    data = mpii_data(file)
+    data = published_data("mpii", file)
     assert (len(data.train), len(data.validation)) == (2, 1)
-    data = mpii_data(file, validation=file)
+    data = published_data("mpii", file, validation=file)
     assert (len(data.train), len(data.validation)) == (3, 3)
     with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
         run(tmp_path / "out", data=data)
@@ -335,7 +337,7 @@ def test_mpii_file_with_splits_is_split(tmp_path: Path) -> None:
 
 def test_five_real_people_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> None:
     recipe = get_recipe("hourglass-demo", model_options={"stacks": 2, "features": 32}, batch_size=5, steps=150)
-    data = mpii_data(shared_data / "mpii" / "test_mpii.json", shared_data / "mpii" / "images")
+    data = published_data("mpii", shared_data / "mpii" / "test_mpii.json", shared_data / "mpii" / "images")
     result = run(tmp_path, recipe, data)
     assert len(data.train) == 5
     assert result.final["total"] == 100
