@@ -96,6 +96,7 @@ def check_possible(people: list[Person]) -> None:
         numbers = np.concatenate([person.keypoints.ravel(), person.center, person.box, [person.scale]])
         assert not np.isinf(numbers).any()
         assert np.nanmax(np.abs(numbers)) <= 16 * LARGEST_COORDINATE + 16
+        assert str(person.image).isprintable()
         assert not (person.visible & ~person.labelled).any()
 
 

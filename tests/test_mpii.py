@@ -139,6 +139,12 @@ def test_numbers_that_pass_for_labels_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             read_mpii(write(tmp_path, [hrnet_entry(center=value)]))
+    for scale in (1e-9, 1e9):
+        with pytest.raises(ValueError, match=f"'scale' must be a number of 0.001 to 5000, got {scale}"):
+            read_mpii(write(tmp_path, [hrnet_entry(scale=scale)]))
+    for name in ("a\0.jpg", "\ud800.jpg", "a\n.jpg"):
+        with pytest.raises(ValueError, match="'image' must be a file name"):
+            read_mpii(write(tmp_path, [hrnet_entry(image=name)]))
 
 
 def test_pytorch_pose_names_its_people(tmp_path: Path) -> None:
@@ -271,7 +277,7 @@ def test_rows_of_validation_people(tmp_path: Path) -> None:
     ):
         read_mpii(path)
     names.write_text("a.jpg\n\nb.jpg")
-    with pytest.raises(ValueError, match=r"names\.txt must hold one image name a line, got an empty line"):
+    with pytest.raises(ValueError, match=r"names\.txt must hold one image name a line, got ''"):
         read_mpii(path, names=names)
     nobody = structs([{"annorect": structs([mpii_rect(), mpii_rect()])}] * 3)
     with pytest.raises(ValueError, match=r"annolist 0: field 'annorect' must be one person with a place and a scale, got 2"):
@@ -371,13 +377,13 @@ def test_hourglass_form_with_names_as_letters_or_beside(tmp_path: Path) -> None:
             r"'part' must be finite numbers of shape \(3, 16, 2\), got float64 of shape \(3, 14, 2\)",
         ),
         ({"scale": None}, "dataset 'scale' is missing"),
-        ({"scale": np.array([1.0, 0.0, 1.0])}, "row 1: 'scale' must be a positive number, got 0.0"),
+        ({"scale": np.array([1.0, 0.0, 1.0])}, "row 1: field 'scale' must be a positive number, got 0.0"),
         (
             {"center": np.array([[1.0, 2], [np.nan, 4], [5, 6]])},
             r"dataset 'center', row 1, must be numbers within ±1,000,000, got \[nan",
         ),
         ({"visible": np.full((3, 16), b"x")}, "'visible' must be finite numbers"),
-        ({"imgname": np.array([b"a", b"", b"c"])}, "'imgname' must be 3 names, got an empty one"),
+        ({"imgname": np.array([b"a", b"", b"c"])}, "'imgname' must be 3 file names, got ''"),
         ({"imgname": np.array([b"a", b"\xff", b"c"])}, "'imgname' must be 3 names: 'utf-8' codec"),
         ({"imgname": np.array([b"a", b"b"])}, "the names of the images must be 3, one for each row, got 2"),
         ({"imgname": np.array([1.0, 2.0, 3.0])}, "'imgname' must be 3 names, as text or as the numbers of their letters"),

@@ -80,7 +80,7 @@ def _value(file: h5py.File, item: Any, where: str, depth: int) -> Any:
     if kind == "char":
         if content.dtype.kind != "u" or content.ndim != 2 or content.shape[1] != 1:
             raise DataError(f"{where}: text must be in one row, got {content.dtype} of shape {content.shape[::-1]}")
-        return "".join(map(chr, content.ravel().tolist()))
+        return content.astype("<u2").tobytes().decode("utf-16-le")
     if content.dtype.kind not in "iufb":
         raise DataError(f"{where} must be real numbers, text, cells or structs, got {kind or content.dtype}")
     # HDF5 goes through an array row by row, MATLAB column by column; so here is its transpose.

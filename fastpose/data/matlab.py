@@ -240,7 +240,7 @@ class _Reader:
     def scalar(self, start: int, end: int) -> float | None:
         """Value of a matrix without a name that is one number; None if it is anything else.
 
-        Nearly all matrices of annotations are of this kind. It saves three quarters of the time.
+        Nearly all matrices of annotations are of this kind. It saves two thirds of the time.
         """
         if end - start not in _SCALAR_BYTES:
             return None

@@ -115,7 +115,7 @@ def _people(image: Entry, file: Path) -> dict[int, dict[str, Any]]:
         joints, labelled, visible = _read_points(person)
         people[number] = {
             "center": np.array([place.coordinate("x"), place.coordinate("y")]),
-            "scale": person.positive("scale"),
+            "scale": person.scale("scale"),
             "joints": joints,
             "labelled": labelled,
             "visible": visible,
