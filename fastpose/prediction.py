@@ -16,19 +16,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastpose import _check
-from fastpose.checkpoints import load_model, read_metadata
+from fastpose.checkpoints import CODEC_KEY, CROP_KEY, SKELETON_KEY, load_model, read_metadata
 from fastpose.codec import HeatmapCodec
 from fastpose.data.crop_settings import CropSettings
 from fastpose.data.crops import PoseDataset
 from fastpose.data.records import Person
 from fastpose.skeletons import Skeleton, get_skeleton
-
-CODEC_KEY = "fastpose.codec"
-"""Metadata key of the weights' codec: `HeatmapCodec.to_dict` as JSON."""
-SKELETON_KEY = "fastpose.skeleton"
-"""Metadata key of the name of the skeleton."""
-CROP_KEY = "fastpose.crop"
-"""Metadata key of the name of the crops in `fastpose.data.crop_settings.CROPS`; MPII's if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +92,11 @@ class Predictor:
         try:
             codec = HeatmapCodec.from_dict(json.loads(metadata[CODEC_KEY]))
             skeleton = get_skeleton(metadata[SKELETON_KEY])
+            crop = metadata.get(CROP_KEY, "mpii")
+            crop_settings(codec, crop)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{weights} names a codec or skeleton that cannot be built: {error}") from error
-        return cls(load_model(weights), codec, skeleton, device, metadata.get(CROP_KEY, "mpii"))
+            raise ValueError(f"{weights} names a codec, skeleton or crop that cannot be built: {error}") from error
+        return cls(load_model(weights), codec, skeleton, device, crop)
 
     def predict(self, people: Sequence[Person], *, flip_test: bool = True, batch_size: int = 32, stage: int = -1) -> list[Pose]:
         """Predict the pose of each person, from a crop as in training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,11 @@ from annotation_files import (
 )
 from typer.testing import CliRunner
 
-from fastpose.checkpoints import read_metadata
+from fastpose.checkpoints import CODEC_KEY, CROP_KEY, SKELETON_KEY, read_metadata, save_weights
 from fastpose.cli import app
+from fastpose.codec import HeatmapCodec
 from fastpose.data import CROPS, DATASETS, Person, read
+from fastpose.models import create_model
 from fastpose.plots import save_image
 from fastpose.prediction import Predictor
 from fastpose.scoring import SCORES
@@ -251,6 +254,15 @@ def test_place_of_a_centre_and_scale(tmp_path: Path) -> None:
     center, scale = predictor.crops.locate(person, (100, 120))
     np.testing.assert_allclose(center, [50, 40])
     assert scale == pytest.approx(0.3 * 1.25)
+
+
+def test_weights_with_another_crop_are_refused(tmp_path: Path) -> None:
+    codec = HeatmapCodec.preset("msra", 32)
+    metadata = {CODEC_KEY: json.dumps(codec.to_dict()), SKELETON_KEY: "lsp", CROP_KEY: "face"}
+    path = tmp_path / "weights.safetensors"
+    save_weights(create_model("hourglass", stacks=1, features=8, depth=1, num_joints=14), path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"weights\.safetensors names a codec, skeleton or crop that .* got 'face'"):
+        Predictor.load(path, device="cpu")
 
 
 def test_data_of_a_folder_and_of_files(tmp_path: Path) -> None:
