@@ -93,6 +93,7 @@ def test_mpii_folders(tmp_path: Path, make: Callable[[Path], None], images: str,
         assert {person.split for person in people} == {split}
         assert {person.image.parent for person in people} == {tmp_path / images}
     assert len(read("mpii", tmp_path)) == sum(counts.values())
+    assert len(read("mpii", tmp_path, ("train", "val"))) == counts["train"] + counts["val"]
     assert read("mpii", tmp_path, "train", images="elsewhere")[0].image.parent == Path("elsewhere")
 
 
@@ -167,6 +168,24 @@ def test_read_names_what_is_wrong(tmp_path: Path) -> None:
         read("ski", tmp_path)
     with pytest.raises(ValueError, match="split must be 'train', 'val' or None, got 'test'"):
         read("coco", tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match="holds no annotations of coco for 'train', 'val'; it should hold"):
+        read("coco", tmp_path, ("val", "train"))
+    with pytest.raises(ValueError, match=r"split: got \('train', 'val'\), allowed for a file is one, .*a\.json is no folder"):
+        read("coco", tmp_path / "a.json", ("train", "val"))
+
+
+def test_a_file_of_several_parts_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytorch_pose(tmp_path)
+    calls = []
+    data = DATASETS["mpii"]
+
+    def count(*arguments: object, **options: object) -> list[Person]:
+        calls.append(arguments)
+        return data.read(*arguments, **options)
+
+    monkeypatch.setitem(DATASETS, "mpii", replace(data, read=count))
+    assert len(read("mpii", tmp_path, ("train", "val"))) == 3
+    assert len(calls) == 1
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -296,7 +315,7 @@ def test_people_without_labels_do_not_train(tmp_path: Path) -> None:
         (("--data", "lsp"), "--data lsp needs --root FOLDER or --annotations FILE"),
         (("--data", "coco", "--root", "a", "--annotations", "b"), "--data coco needs --root FOLDER or --annotations FILE"),
         (("--data", "flic", "--root", "nowhere"), "--root: no folder nowhere"),
-        (("--data", "flic", "--root", "."), "holds no annotations of flic for 'train'; it should hold examples.mat"),
+        (("--data", "flic", "--root", "."), "holds no annotations of flic for 'test', 'train'; it should hold examples.mat"),
         (("--data", "figures", "--root", "."), "are for published data sets, not for figures"),
     ],
 )

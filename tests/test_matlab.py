@@ -189,6 +189,16 @@ def test_level_73_claims_no_more_than_it_holds(tmp_path: Path) -> None:
         read_mat(path, ("words",))
 
 
+def test_level_73_does_not_go_in_circles(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    with h5py.File(path, "w") as file:
+        cells = file.create_dataset("a", shape=(3, 1), dtype=h5py.ref_dtype)
+        cells.attrs["MATLAB_class"] = np.bytes_("cell")
+        cells[:, 0] = [cells.ref] * 3
+    with pytest.raises(ValueError, match="there are more values than fit into the file; references go in circles"):
+        read_mat(path)
+
+
 def plain(value: Any) -> Any:
     """SciPy's value in the form of ours."""
     if not isinstance(value, np.ndarray):
