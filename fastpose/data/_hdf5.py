@@ -93,11 +93,10 @@ class _MatReader:
         if kind == "cell":
             return self.referenced(content, where)
         if kind == "char":
-            if content.dtype.kind != "u" or content.ndim != 2 or content.shape[1] != 1:
-                raise DataError(f"{where}: text must be in one row, got {content.dtype} of shape {content.shape[::-1]}")
-            return content.astype("<u2").tobytes().decode("utf-16-le")
-        if content.dtype.kind not in "iufb":
-            raise DataError(f"{where} must be real numbers, text, cells or structs, got {kind or content.dtype}")
+            in_one_row = content.dtype.kind == "u" and content.shape[1:] == (1,)
+            return content.astype("<u2").tobytes().decode("utf-16-le") if in_one_row else None
+        if content.dtype.kind not in "iufb" or "MATLAB_object_decode" in item.attrs:
+            return None
         # HDF5 goes through an array row by row, MATLAB column by column; so here is its transpose.
         values = content.T.astype(np.float64)
         return float(values.item()) if values.shape == (1, 1) else values
