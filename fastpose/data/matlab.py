@@ -182,7 +182,8 @@ class _Reader:
         dtype = np.dtype(self.order + _NUMBERS[kind])
         if stop - start != prod(dims) * dtype.itemsize:
             raise self.error(position, f"a matrix of size {dims} has {stop - start} bytes of {dtype.name}")
-        values = np.frombuffer(self.data[start:stop], dtype).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of NaNs that signal
+            values = np.frombuffer(self.data[start:stop], dtype).astype(np.float64)
         return float(values[0]) if dims == (1, 1) else values.reshape(dims, order="F")
 
     def text(self, dims: tuple[int, ...], position: int, end: int) -> str | None:
