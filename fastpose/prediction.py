@@ -98,9 +98,11 @@ class Predictor:
         try:
             codec = HeatmapCodec.from_dict(json.loads(metadata[CODEC_KEY])) if CODEC_KEY in metadata else None
             skeleton = get_skeleton(metadata[SKELETON_KEY])
+            crop = metadata.get(CROP_KEY, "mpii")
+            CropSettings.preset(crop)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{weights} names a codec or skeleton that cannot be built: {error}") from error
-        return cls(model, codec, skeleton, device, metadata.get(CROP_KEY, "mpii"))
+            raise ValueError(f"{weights} names a codec, skeleton or crop that cannot be built: {error}") from error
+        return cls(model, codec, skeleton, device, crop)
 
     def predict(self, people: Sequence[Person], *, flip_test: bool = True, batch_size: int = 32, stage: int = -1) -> list[Pose]:
         """Predict the pose of each person, from a crop as in training.

@@ -13,8 +13,37 @@ from scipy.io import savemat
 
 from fastpose.skeletons import COCO
 
+JOINTS = [[float(10 * joint + 1), float(5 * joint + 2)] for joint in range(16)]
+"""Of MPII's JSON files, from 1."""
 MPII_JOINTS = np.array([[10.0 * joint + 1.25, 5.0 * joint + 2] for joint in range(16)])
-"""As MPII's files have them, from 1."""
+"""Of its MATLAB file, likewise."""
+
+
+def hrnet_entry(**changes: Any) -> dict[str, Any]:
+    joints = [*JOINTS[:3], [-1.0, -1.0], *JOINTS[4:]]
+    labelled = [1] * 3 + [0] + [1] * 12
+    entry = {
+        "image": "a.jpg",
+        "center": [101.0, 51.0],
+        "scale": 2.0,
+        "joints": joints,
+        "joints_vis": labelled,
+    }
+    return {**entry, **changes}
+
+
+def pytorch_pose_entry(**changes: Any) -> dict[str, Any]:
+    joints = [[x, y, 1.0] for x, y in JOINTS]
+    joints[3] = [0.0, 0.0, 1.0]
+    joints[5][2] = 0.0
+    entry = {
+        "img_paths": "a.jpg",
+        "isValidation": 0.0,
+        "objpos": [101.0, 51.0],
+        "scale_provided": 2.0,
+        "joint_self": joints,
+    }
+    return {**entry, **changes}
 
 
 def structs(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -69,13 +98,13 @@ def write_mat_hdf5(path: Path, variables: Mapping[str, Any]) -> Path:
 
         def put(parent: h5py.Group, name: str, value: Any) -> None:
             array = np.asarray(value)
-            if isinstance(value, str):
-                item = parent.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
-                kind = "char"
-            elif array.size == 0:
+            if array.size == 0 or (isinstance(value, str) and not value):
                 item = parent.create_dataset(name, data=np.array(array.shape, np.uint64))
                 item.attrs["MATLAB_empty"] = np.uint8(1)
-                kind = "double"
+                kind = "char" if isinstance(value, str) else "double"
+            elif isinstance(value, str):
+                item = parent.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
+                kind = "char"
             elif array.dtype.names and array.size == 1:
                 item = parent.create_group(name)
                 for field in array.dtype.names:
@@ -135,10 +164,10 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def lsp_joints(images: int = 3) -> np.ndarray:
-    """LSP's array, with joint 4 of image 1 hidden."""
+    """LSP's array, with joint 4 of the image in the middle hidden."""
     joints = np.random.default_rng(0).uniform(5, 150, (3, 14, images))
     joints[2] = 0
-    joints[2, 4, 1] = 1
+    joints[2, 4, images // 2] = 1
     return joints
 
 

@@ -227,8 +227,8 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("train", "--data", "figures", "--set", "codec"), "--set must be KEY=VALUE"),
         (("train", "--data", "figures", "--set", "codecs=udp"), "--set must be KEY=VALUE with a KEY of name, model"),
         (("train", "--data", "figures", "--set", "steps.x=3"), "steps has no entries"),
-        (("train", "--data", "figures", "--annotations", "a.json"), "are for --data mpii"),
-        (("train", "--data", "mpii"), "needs --annotations FILE"),
+        (("train", "--data", "figures", "--annotations", "a.json"), "are for published data sets, not for figures"),
+        (("train", "--data", "mpii"), "needs --root FOLDER or --annotations FILE"),
         (("train", "--data", "mpii", "--annotations", "nowhere.json"), "nowhere.json"),
     ],
 )

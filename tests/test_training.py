@@ -265,12 +265,14 @@ def test_checkpoint_of_another_run_is_refused(finished: TrainingResult, tmp_path
         run(tmp_path, seed=1, resume=True)
 
 
-def test_data_without_people_or_head_boxes_is_refused() -> None:
+def test_data_that_does_not_fit_is_refused() -> None:
     people = figures_data(TINY, validation=1).validation
     with pytest.raises(ValueError, match="validation"):
         TrainingData("none", people, [], MPII)
-    with pytest.raises(ValueError, match="lsp"):
+    with pytest.raises(ValueError, match="score must be of the joints of lsp, got mpii's"):
         TrainingData("lsp", people, people, LSP)
+    with pytest.raises(ValueError, match="crop: got 'hrnet', allowed are 'mpii'"):
+        TrainingData("mpii", people, people, MPII, crop="hrnet")
 
 
 # ---- MPII ------------------------------------------------------------------------------------------------------------

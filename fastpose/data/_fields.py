@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 LARGEST_COORDINATE = 1e6
 """Pixels. No picture is as large; what lies beyond is damage, which would pass for a label."""
 
+SCALES = (1e-3, LARGEST_COORDINATE / 200)
+"""Of people, likewise: from a fifth of a pixel on."""
+
 _MAX_SHOWN = 80
 
 
@@ -78,11 +81,13 @@ class Entry:
             raise self.error(field, f"a coordinate within ±{LARGEST_COORDINATE:,.0f} pixels", value)
         return value
 
-    def positive(self, field: str) -> float:
-        """A field that is a positive number."""
+    def scale(self, field: str) -> float:
+        """A field that is a positive number, such as a person may have for a scale."""
         value = self.number(field)
         if value <= 0:
             raise self.error(field, "a positive number", value)
+        if not SCALES[0] <= value <= SCALES[1]:
+            raise self.error(field, f"a number of {SCALES[0]:g} to {SCALES[1]:g}", value)
         return value
 
     def integer(self, field: str, least: int = 0) -> int:
@@ -100,9 +105,9 @@ class Entry:
         return bool(value)
 
     def text(self, field: str, expected: str = "a file name") -> str:
-        """A field that is a text and not empty."""
+        """A field that is a text, not empty and without what cannot be printed."""
         value = self._get(field, expected)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or not value.isprintable():
             raise self.error(field, expected, value)
         return value
 

@@ -14,7 +14,8 @@ from fastpose.data._fields import DataError
 
 _Result = TypeVar("_Result")
 
-_MAX_DEPTH = 32
+_LEAST_BYTES = 100
+"""Of an object of HDF5 with its attributes; so there are no more of them."""
 _MAX_EXPANSION = 1100
 """Deflate makes data at most 1032 times as small; what claims to be larger is damage, and would fill the memory."""
 
@@ -61,55 +62,66 @@ def read_mat_hdf5(path: Path, names: Collection[str] | None) -> dict[str, Any]:
 
     def read(file: h5py.File) -> dict[str, Any]:
         chosen = [name for name in file if not name.startswith("#") and (names is None or name in names)]
-        return {name: _value(file, file[name], f"{path}: variable {name!r}", 0) for name in chosen}
+        reader = _MatReader(file, os.path.getsize(path) // _LEAST_BYTES)
+        return {name: reader.value(file[name], f"{path}: variable {name!r}") for name in chosen}
 
     return with_hdf5(path, read)
 
 
-def _value(file: h5py.File, item: Any, where: str, depth: int) -> Any:
-    if depth > _MAX_DEPTH:
-        raise DataError(f"{where}: values are more than {_MAX_DEPTH} deep in one another")
-    if isinstance(item, h5py.Group):
-        return _structs(file, item, where, depth)
-    kind = _class(item)
-    if "MATLAB_empty" in item.attrs:
-        return {"char": "", "struct": [], "cell": []}.get(kind, np.empty((0, 0)))
-    content = read_dataset(item, where)
-    if kind == "cell":
-        return _referenced(file, content, where, depth)
-    if kind == "char":
-        if content.dtype.kind != "u" or content.ndim != 2 or content.shape[1] != 1:
-            raise DataError(f"{where}: text must be in one row, got {content.dtype} of shape {content.shape[::-1]}")
-        return "".join(map(chr, content.ravel().tolist()))
-    if content.dtype.kind not in "iufb":
-        raise DataError(f"{where} must be real numbers, text, cells or structs, got {kind or content.dtype}")
-    # HDF5 goes through an array row by row, MATLAB column by column; so here is its transpose.
-    values = content.T.astype(np.float64)
-    return float(values.item()) if values.shape == (1, 1) else values
+class _MatReader:
+    """Makes Python values of what MATLAB stores.
 
+    Args:
+        file: the open file.
+        most: values that it can hold. Damaged references may go in circles, of which there is no end.
+    """
 
-def _structs(file: h5py.File, group: h5py.Group, where: str, depth: int) -> list[dict[str, Any]]:
-    """A struct array, of which each field is an array of references; or one struct, of which each is the value."""
-    fields = {name: group[name] for name in group}
-    if not fields or not all(_is_references(field) for field in fields.values()):
-        return [{name: _value(file, field, f"{where}.{name}", depth + 1) for name, field in fields.items()}]
-    columns = {}
-    for name, field in fields.items():
-        columns[name] = _referenced(file, read_dataset(field, f"{where}.{name}"), f"{where}.{name}", depth)
-    if len({len(values) for values in columns.values()}) > 1:
-        raise DataError(f"{where}: the fields of a struct array must be of one length")
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    def __init__(self, file: h5py.File, most: int) -> None:
+        self.file = file
+        self.left = most
+
+    def value(self, item: Any, where: str) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise DataError(f"{where}: there are more values than fit into the file; references go in circles")
+        if isinstance(item, h5py.Group):
+            return self.structs(item, where)
+        kind = _class(item)
+        if "MATLAB_empty" in item.attrs:
+            return {"char": "", "struct": [], "cell": []}.get(kind, np.empty((0, 0)))
+        content = read_dataset(item, where)
+        if kind == "cell":
+            return self.referenced(content, where)
+        if kind == "char":
+            in_one_row = content.dtype.kind == "u" and content.shape[1:] == (1,)
+            return content.astype("<u2").tobytes().decode("utf-16-le") if in_one_row else None
+        if content.dtype.kind not in "iufb" or "MATLAB_object_decode" in item.attrs:
+            return None
+        # HDF5 goes through an array row by row, MATLAB column by column; so here is its transpose.
+        values = content.T.astype(np.float64)
+        return float(values.item()) if values.shape == (1, 1) else values
+
+    def structs(self, group: h5py.Group, where: str) -> list[dict[str, Any]]:
+        """A struct array, of which each field is an array of references; or one struct, of which each is the value."""
+        fields = {name: group[name] for name in group}
+        if not fields or not all(_is_references(field) for field in fields.values()):
+            return [{name: self.value(field, f"{where}.{name}") for name, field in fields.items()}]
+        columns = {}
+        for name, field in fields.items():
+            columns[name] = self.referenced(read_dataset(field, f"{where}.{name}"), f"{where}.{name}")
+        if len({len(values) for values in columns.values()}) > 1:
+            raise DataError(f"{where}: the fields of a struct array must be of one length")
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def referenced(self, references: np.ndarray, where: str) -> list[Any]:
+        flat = references.ravel().tolist()
+        if not all(isinstance(reference, h5py.Reference) for reference in flat):
+            raise DataError(f"{where} must hold references, got {references.dtype}")
+        return [self.value(self.file[reference], f"{where}({number})") for number, reference in enumerate(flat, 1)]
 
 
 def _is_references(field: Any) -> bool:
     return isinstance(field, h5py.Dataset) and field.dtype.kind == "O" and not _class(field)
-
-
-def _referenced(file: h5py.File, references: np.ndarray, where: str, depth: int) -> list[Any]:
-    flat = references.ravel().tolist()
-    if not all(isinstance(reference, h5py.Reference) for reference in flat):
-        raise DataError(f"{where} must hold references, got {references.dtype}")
-    return [_value(file, file[reference], f"{where}({number})", depth + 1) for number, reference in enumerate(flat, 1)]
 
 
 def _class(item: Any) -> str:

@@ -49,15 +49,18 @@ def read_coco(
     folder = path.parent / "images" if images is None else Path(images)
     content = Entry(load_json(path), str(path))
     person = _person_category(content)
-    known = {_identifier(image, "id"): image for image in content.entries("images")}
+    known: dict[int, Entry] = {}
+    for image in content.entries("images"):
+        if known.setdefault(_identifier(image, "id"), image) is not image:
+            raise image.error("id", "that of no other image", image.fields["id"])
     people = []
     for annotation in content.entries("annotations"):
         if _identifier(annotation, "category_id") != person:
             continue
-        image = known.get(_identifier(annotation, "image_id"))
-        if image is None:
-            raise annotation.error("image_id", "the id of one of the images", annotation.fields["image_id"])
-        record = _read(annotation, image, folder, split or "")
+        place = _identifier(annotation, "image_id")
+        if place not in known:
+            raise annotation.error("image_id", "the id of one of the images", place)
+        record = _read(annotation, known[place], folder, split or "")
         if record is not None and (everyone or (record.labelled.any() and not record.crowd)):
             people.append(record)
     return people

@@ -49,9 +49,7 @@ def _by_joints(person: Person, image_size: Size, crop_size: Size) -> Region:
 def _by_torso(person: Person, image_size: Size, crop_size: Size) -> Region:
     x, y, width, height = person.box.astype(np.float64)
     if not height > 0:
-        raise ValueError(
-            f"place 'torso' needs people with a torso's box, as FLIC's have, but {person.image_id!r} has one without"
-        )
+        raise ValueError(f"place 'torso' needs people with FLIC's box of the torso, but {person.image_id!r} has one without")
     return np.array([x + width / 2, y + 0.3 * height]), 0.011 * height
 
 

@@ -109,7 +109,7 @@ class PoseDataset(Dataset[PoseSample]):
         if isinstance(people, (list, tuple)):
             for index, person in enumerate(people):
                 self._check_joints(person, index)
-            _check_files(person.image for person in people if isinstance(person.image, Path))
+        check_images(people)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random changes of an epoch; call it before iterating over a loader.
@@ -221,6 +221,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError(f"{path} is not an image that OpenCV can read; it may be damaged")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def check_images(*groups: Sequence[Person]) -> None:
+    """Make sure that there is every image file of some people; of sequences that make their records on demand, none.
+
+    Raises:
+        FileNotFoundError: if image files are missing; the message names them.
+    """
+    people = [person for group in groups if isinstance(group, (list, tuple)) for person in group]
+    _check_files(person.image for person in people if isinstance(person.image, Path))
 
 
 def _check_files(paths: Iterable[Path]) -> None:

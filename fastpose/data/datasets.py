@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpose import _check
-from fastpose.data._splits import check_split
+from fastpose.data._splits import check_split, of_split
 from fastpose.data.coco import read_coco
 from fastpose.data.flic import read_flic
 from fastpose.data.lsp import read_lsp
@@ -26,7 +26,7 @@ class Source:
     Attributes:
         file: the file.
         images: folder of its images.
-        split: what to ask the reader for; None if all of the file is of the split.
+        split: which of its people; None if all are of the split.
         options: other arguments of the reader.
     """
 
@@ -62,7 +62,7 @@ class PoseData:
 def read(
     name: str,
     source: str | os.PathLike[str],
-    split: str | None = None,
+    split: str | Sequence[str] | None = None,
     *,
     images: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -72,7 +72,8 @@ def read(
     Args:
         name: ``"mpii"``, ``"lsp"``, ``"flic"`` or ``"coco"``.
         source: the file, or the folder; ``DATASETS[name].layouts`` says which files are looked for.
-        split: which part, see ``DATASETS[name].splits``; None: everyone in the file, or all parts that are there.
+        split: which part, see ``DATASETS[name].splits``, or which parts of a folder; None: everyone in the file, or all
+            parts that are in the folder.
         images: folder of the images; by default where the layout has it, or the folder ``images`` beside the file.
         **options: of `read_mpii`, `read_lsp`, `read_flic` or `read_coco`.
 
@@ -85,18 +86,25 @@ def read(
     """
     _check.option("name", name, DATASETS)
     data, source = DATASETS[name], Path(source)
-    check_split(split, data.splits)
+    parts = data.splits if split is None else (split,) if isinstance(split, str) else tuple(split)
+    for part in parts:
+        check_split(part, data.splits)
     if not source.is_dir():
-        return data.read(source, images, split, **options)
-    sources = [(part, found) for part in data.splits if split in (None, part) for found in data.find(source, part)]
-    if not sources:
-        raise FileNotFoundError(
-            f"{source} holds no annotations of {name}{f' for {split!r}' if split else ''}; it should hold {data.layouts}"
-        )
+        if split is not None and len(parts) != 1:
+            raise ValueError(f"split: got {parts}, allowed for a file is one, {source} is no folder")
+        return data.read(source, images, None if split is None else parts[0], **options)
+    sources = [(part, found) for part in parts for found in data.find(source, part)]
+    missing = set(parts) - {part for part, _ in sources}
+    if missing and (split is not None or not sources):
+        wanted = f" for {', '.join(map(repr, sorted(missing)))}" if split is not None else ""
+        raise FileNotFoundError(f"{source} holds no annotations of {name}{wanted}; it should hold {data.layouts}")
     people: list[Person] = []
+    in_files: dict[Path, list[Person]] = {}  # one file may have several parts
     for part, found in sources:
-        folder = found.images if images is None else Path(images)
-        chosen = data.read(found.file, folder, found.split, **{**found.options, **options})
+        if found.file not in in_files:
+            folder = found.images if images is None else images
+            in_files[found.file] = data.read(found.file, folder, **{**found.options, **options})
+        chosen = of_split(in_files[found.file], found.split, found.file)
         people += [person if person.split else replace(person, split=part) for person in chosen]
     return people
 
@@ -123,6 +131,10 @@ _MPII_FILES = {
 }
 
 
+_LSP_FOLDERS = ("", "lsp", "lsp_dataset", "lsp_dataset_original")
+_LSPET_FOLDERS = ("lspet", "lspet_dataset", "hr-lspet")
+
+
 def _find_mpii(root: Path, split: str) -> list[Source]:
     held_out = next(_existing(root, _MPII_FOLDERS, ("detections.mat", "valid.h5")), None)
     for file in _existing(root, _MPII_FOLDERS, _OFFICIAL):
@@ -134,14 +146,10 @@ def _find_mpii(root: Path, split: str) -> list[Source]:
 
 
 def _find_lsp(root: Path, split: str) -> list[Source]:
-    sources = []
-    for file in _existing(root, ("", "lsp", "lsp_dataset", "lsp_dataset_original"), ("joints.mat",)):
-        sources.append(Source(file, _images(root, file), split))
-        break
-    for file in _existing(root, ("lspet", "lspet_dataset", "hr-lspet"), ("joints.mat",)):
-        sources += [Source(file, _images(root, file))] if split == "train" else []
-        break
-    return sources
+    names = ("joints.mat",)
+    own = [Source(file, _images(root, file), split) for file in _existing(root, _LSP_FOLDERS, names)]
+    extended = [Source(file, _images(root, file)) for file in _existing(root, _LSPET_FOLDERS, names)]
+    return own[:1] + (extended[:1] if split == "train" else [])
 
 
 def _find_flic(root: Path, split: str) -> list[Source]:
@@ -158,11 +166,11 @@ def _find_coco(root: Path, split: str) -> list[Source]:
         file = root / folder / f"person_keypoints_{split}{year}.json"
         if file.is_file():
             within = root / "images" / f"{split}{year}"
-            return [Source(file, within if within.is_dir() else root / f"{split}{year}", split)]
+            return [Source(file, within if within.is_dir() else root / f"{split}{year}")]
     return []
 
 
-DATASETS: Mapping[str, PoseData] = {
+DATASETS: dict[str, PoseData] = {
     data.name: data
     for data in (
         PoseData(

@@ -188,7 +188,7 @@ def _load(path: Path) -> list[Entry]:
 
 
 def _read_hrnet(entry: Entry, image: Path, number: int) -> Person:
-    scale = entry.positive("scale")
+    scale = entry.scale("scale")
     # An unlabelled joint is (-1, -1) with a 0 in joints_vis, which has a 1 for hidden joints as well.
     labelled = entry.array("joints_vis", (MPII.num_joints,)) != 0
     return mpii_person(
@@ -204,7 +204,7 @@ def _read_hrnet(entry: Entry, image: Path, number: int) -> Person:
 
 
 def _read_pytorch_pose(entry: Entry, image: Path, number: int) -> Person:
-    scale = entry.positive("scale_provided")
+    scale = entry.scale("scale_provided")
     # An unlabelled joint is (0, 0, 0); a labelled one has a third entry of 0 if it is hidden.
     joints = entry.points("joint_self", (MPII.num_joints, 3))
     return mpii_person(

@@ -52,7 +52,7 @@ def read_annolist(
     rows = _pairs(variables, _ROW_VARIABLES, len(images), 1) if is_one_person_a_row else []
     people = []
     for row, (image, name) in enumerate(zip(images, image_names, strict=True)):
-        found = _people(image, folder / name)
+        found = _people(image)
         if is_one_person_a_row:
             if len(found) != 1:
                 raise DataError(f"{image.where}: field 'annorect' must be one person with a place and a scale, got {len(found)}")
@@ -70,7 +70,7 @@ def _read_release(release: Entry, folder: Path, validation: str | os.PathLike[st
     people = []
     for index, image in enumerate(images):
         name = image.entry("image").text("name")
-        for number, known in _people(image, folder / name).items():
+        for number, known in _people(image).items():
             split = "train" if in_training[index] else "test"
             if in_training[index] and (index in held_out_images or not known["labelled"].any()):
                 split = "val" if (index, number) in held_out else ""
@@ -105,7 +105,7 @@ def _pairs(columns: Entry, names: tuple[str, str], count: int, first: int) -> li
     return list(zip(*numbers, strict=True))
 
 
-def _people(image: Entry, file: Path) -> dict[int, dict[str, Any]]:
+def _people(image: Entry) -> dict[int, dict[str, Any]]:
     """What is known of those people of an image who have a place and a scale, by their number."""
     people = {}
     for number, person in enumerate(image.entries("annorect") if image.given("annorect") else ()):
@@ -115,7 +115,7 @@ def _people(image: Entry, file: Path) -> dict[int, dict[str, Any]]:
         joints, labelled, visible = _read_points(person)
         people[number] = {
             "center": np.array([place.coordinate("x"), place.coordinate("y")]),
-            "scale": person.positive("scale"),
+            "scale": person.scale("scale"),
             "joints": joints,
             "labelled": labelled,
             "visible": visible,

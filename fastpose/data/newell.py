@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpose.data._fields import LARGEST_COORDINATE, DataError
+from fastpose.data._fields import LARGEST_COORDINATE, DataError, Entry
 from fastpose.data._hdf5 import read_dataset, with_hdf5
 from fastpose.data.records import Person, distance, keypoints_of
 from fastpose.skeletons import MPII, Skeleton
@@ -79,15 +79,15 @@ def read_names(path: Path, names: Path) -> list[str]:
         lines = names.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{names} must hold one image name a line: {error}") from error
-    if not all(line.strip() for line in lines):
-        raise DataError(f"{names} must hold one image name a line, got an empty line")
+    for line in lines:
+        if not line.strip() or not line.isprintable():
+            raise DataError(f"{names} must hold one image name a line, got {line!r}")
     return [line.strip() for line in lines]
 
 
 def _person(image: Path, row: dict[str, Any], skeleton: Skeleton, where: str) -> Person:
-    if row["scale"] <= 0:
-        raise DataError(f"{where}: 'scale' must be a positive number, got {row['scale']}")
-    joints, center, scale, is_mpii = row["part"], row["center"], float(row["scale"]), skeleton == MPII
+    joints, center, is_mpii = row["part"], row["center"], skeleton == MPII
+    scale = Entry({"scale": float(row["scale"])}, where).scale("scale")
     if is_mpii:
         scale /= ENLARGEMENT
         center = center - (0.0, SHIFT_DOWN * scale)
@@ -138,6 +138,7 @@ def _image_names(file: h5py.File, rows: int, path: Path) -> list[str]:
         decoded = [name.decode("utf-8") for name in names]
     except UnicodeDecodeError as error:
         raise DataError(f"{where} must be {rows} names: {error}") from error
-    if not all(decoded):
-        raise DataError(f"{where} must be {rows} names, got an empty one")
+    for name in decoded:
+        if not name or not name.isprintable():
+            raise DataError(f"{where} must be {rows} file names, got {name!r}")
     return decoded

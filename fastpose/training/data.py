@@ -124,10 +124,8 @@ def published_data(
     splits = data.splits[:2]
     if validation is not None:
         train, unseen = (read(name, file, images=images) for file in (source, validation))
-    elif Path(source).is_dir():
-        train, unseen = (read(name, source, split, images=images) for split in splits)
     else:
-        people = read(name, source, images=images)
+        people = read(name, source, splits if Path(source).is_dir() else None, images=images)
         train, unseen = ([person for person in people if person.split == split] for split in splits)
         if not (train and unseen):
             train = unseen = people

@@ -24,7 +24,7 @@ from fastpose import _check
 from fastpose.checkpoints import CODEC_KEY, CROP_KEY, SKELETON_KEY, load_weights, read_metadata, save_weights
 from fastpose.codec import HeatmapCodec
 from fastpose.data.crop_settings import CropSettings
-from fastpose.data.crops import PoseDataset, collate_samples
+from fastpose.data.crops import PoseDataset, check_images, collate_samples
 from fastpose.data.records import Person
 from fastpose.models import PoseModel, View, create_model
 from fastpose.prediction import crop_settings
@@ -123,6 +123,7 @@ def train(
             raise ValueError(f"{name}: got {number!r}, allowed is an integer of at least 0")
     for name, number in (("devices", devices), ("nodes", nodes)):
         _check.positive_int(name, number)
+    check_images(data.train, data.validation)
     model, codec = build(recipe, data.skeleton, seed)
     crops = _crops(recipe, model, codec, data)
     folders = _Folders(out, model.phases)
