@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from fastpose.commands._data import Data, refuse_with_figures, source_of
 from fastpose.commands._scores import score_table
 
 if TYPE_CHECKING:
     from fastpose.data.records import Person
 
 
-class Data(str, Enum):
-    """Whom to evaluate on."""
-
-    figures = "figures"
-    mpii = "mpii"
-
-
-class Split(str, Enum):
-    """Part of the annotated people."""
-
-    train = "train"
-    val = "val"
-
-
 def evaluate(
     weights: Annotated[Path, typer.Argument(help="Weights of a training run, a .safetensors file.")],
-    data: Annotated[Data, typer.Option(help="Whom to evaluate on: figures that training does not see, or MPII.")],
-    annotations: Annotated[Path | None, typer.Option(help="MPII annotations, a JSON file.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of MPII's images; by default 'images' beside the annotations.")
+    data: Annotated[Data, typer.Option(help="Whom to evaluate on: figures that training does not see, or a published data set.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set, with annotations and images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file, in place of --root.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; by default 'images' beside the annotations.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Part of the data set; by default that to validate on, or everyone in a file.")
     ] = None,
-    split: Annotated[Split | None, typer.Option(help="Part of the annotated people; by default all.")] = None,
     people: Annotated[int | None, typer.Option(min=1, help="How many to evaluate on; by default all.")] = None,
     protocol: Annotated[str | None, typer.Option(help="What counts; by default that of the joints' data set.")] = None,
     flip_test: Annotated[bool, typer.Option(help="Average the predictions for the image and its mirror image.")] = True,
@@ -57,14 +44,16 @@ def evaluate(
 
     factors = _factors(scales)
     predictor = Predictor.load(weights, device)
+    who: Sequence[Person]
+    labels: dict[str, Any] | None = None
     if data is Data.figures:
-        if annotations or images or split:
-            raise ValueError("--annotations, --images and --split are for --data mpii")
+        refuse_with_figures(root=root, annotations=annotations, images=images, split=split)
         who = _figures(_figure_size(weights) or predictor.crops.size, people)
-    elif annotations is None:
-        raise ValueError("--data mpii needs --annotations FILE")
     else:
-        who = _mpii(annotations, images, split)[:people]
+        source = source_of(data, root, annotations)
+        who = _published(data.value, source, split, images)[:people]
+        if data is Data.coco:
+            labels = _coco_labels(source, split)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(who))
@@ -72,6 +61,7 @@ def evaluate(
             predictor,
             who,
             protocol,
+            annotations=labels,
             flip_test=flip_test,
             scales=factors,
             all_stages=all_stages,
@@ -102,10 +92,22 @@ def _figure_size(weights: Path) -> tuple[int, int] | None:
     return Recipe.from_dict(json.loads(metadata[RECIPE_KEY])).figure_size if RECIPE_KEY in metadata else None
 
 
-def _mpii(annotations: Path, images: Path | None, split: Split | None) -> list[Person]:
-    from fastpose.data.mpii import read_mpii
+def _published(name: str, source: Path, split: str | None, images: Path | None) -> list[Person]:
+    from fastpose.data.datasets import DATASETS, read
 
-    return read_mpii(annotations, images, None if split is None else "train" if split is Split.train else "val")
+    if split is None and source.is_dir():
+        split = DATASETS[name].splits[1]
+    return [person for person in read(name, source, split, images=images) if person.labelled.any()]
+
+
+def _coco_labels(source: Path, split: str | None) -> dict[str, Any]:
+    """What COCO's file of the people holds."""
+    from fastpose.data.datasets import DATASETS
+    from fastpose.score_files.arrays import read_json
+
+    coco = DATASETS["coco"]
+    file = coco.find(source, split or coco.splits[1])[0].file if source.is_dir() else source
+    return read_json(file)
 
 
 def _factors(text: str) -> tuple[float, ...]:

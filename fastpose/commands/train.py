@@ -11,17 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fastpose.commands._data import Data, refuse_with_figures, source_of
 from fastpose.commands._output import pairs, stages_table
-
-
-class Data(str, Enum):
-    """What to train on."""
-
-    figures = "figures"
-    mpii = "mpii"
-    lsp = "lsp"
-    flic = "flic"
-    coco = "coco"
 
 
 class Precision(str, Enum):
@@ -68,15 +59,10 @@ def train(
     recipe = recipe or ("hourglass-demo" if data is Data.figures else "hourglass")
     plan = get_recipe(recipe, **{**_overrides(get_recipe(recipe).to_dict(), settings or []), **changes})
     if data is Data.figures:
-        if root or annotations or images or validation:
-            raise ValueError("--root, --annotations, --images and --validation are for published data sets, not for figures")
+        refuse_with_figures(root=root, annotations=annotations, images=images, validation=validation)
         source = training.figures_data(plan, seed)
-    elif root is not None and annotations is None:
-        source = training.published_data(data.value, _folder(root), images, validation)
-    elif annotations is not None and root is None:
-        source = training.published_data(data.value, annotations, images, validation)
     else:
-        raise ValueError(f"--data {data.value} needs --root FOLDER or --annotations FILE")
+        source = training.published_data(data.value, source_of(data, root, annotations), images, validation)
     folder = out or Path("runs", f"{plan.name}-{data.value}")
     console = Console(quiet=training.rank() > 0)
     chosen = {name: value for name, value in plan.to_dict().items() if value not in (None, {})}
@@ -113,9 +99,3 @@ def _with(entries: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
     if not isinstance(entries, Mapping):
         raise ValueError(f"--set: there are no entries to set before .{keys[0]}, got {setting!r}")
     return {**entries, keys[0]: _with(entries.get(keys[0], {}), keys[1:], value, setting)}
-
-
-def _folder(root: Path) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"--root: no folder {root}")
-    return root

@@ -11,12 +11,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastpose._files import write_atomically
+from fastpose.data.matlab import read_mat
 
 Arrays = dict[str, Any]
 """Values by name: arrays of numbers in MATLAB's shape; of MATLAB files also a single number as a float, text in one row as
@@ -85,24 +85,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None
 
 
 def _read_mat(path: Path) -> Arrays:
-    try:
-        variables = scipy.io.loadmat(path)
-        return {name: _plain(value) for name, value in variables.items() if isinstance(value, np.ndarray)}
-    except NotImplementedError:  # version 7.3, which is HDF5 with the axes in the opposite order
-        return {name: array.T for name, array in _read_hdf5(path).items()}
-    except Exception as error:  # whatever SciPy comes upon in a damaged file
-        raise ValueError(f"{path} is not a complete MATLAB file: {error}") from error
-
-
-def _plain(value: NDArray[Any]) -> Any:
-    """What SciPy makes of MATLAB's values, in the form of `Arrays`."""
-    if value.dtype.names is not None:
-        return [{name: _plain(record[name]) for name in value.dtype.names} for record in value.ravel(order="F")]
-    if value.dtype.kind == "O":
-        return [_plain(np.asarray(cell)) for cell in value.ravel(order="F")]
-    if value.dtype.kind in "US":
-        return str(value.item()) if value.size == 1 else ""
-    return float(value.item()) if value.shape in ((), (1, 1)) else value
+    return {name: value for name, value in read_mat(path).items() if value is not None}
 
 
 def _read_hdf5(path: Path) -> Arrays:

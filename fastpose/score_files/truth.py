@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastpose.metrics import Protocol
 from fastpose.score_files import truth_files
 from fastpose.score_files.arrays import Arrays, read_arrays, read_json, save_arrays
-from fastpose.skeletons import Skeleton, get_skeleton
+from fastpose.skeletons import FLIC, Skeleton, get_skeleton
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,11 @@ class Truth:
         """
         heads = np.array([person.head_size for person in people], np.float64)
         keypoints = np.stack([person.keypoints for person in people]).astype(np.float64)
-        return cls(skeleton, keypoints, 0, {} if np.isnan(heads).all() else {"head": heads})
+        lengths = {} if np.isnan(heads).all() else {"head": heads}
+        if skeleton == FLIC:  # whose boxes are those of torsos
+            sides = np.stack([person.box[2:] for person in people]).astype(np.float64)
+            lengths["torso_box"] = np.hypot(*sides.T)
+        return cls(skeleton, keypoints, 0, lengths)
 
     def normalizer(self, protocol: Protocol) -> torch.Tensor | None:
         """The lengths that a protocol needs beside the joints; None if it needs none.
