@@ -34,7 +34,7 @@ class Evaluation:
         skeleton: their K joints.
         points: (x, y) in 0-based image pixels, float32 (S, N, K, 2).
         joint_scores: (S, N, K): the heatmap's value at its maximum.
-        scores: what each stage reaches, named ``"stage 1"`` and so on.
+        scores: what each stage reaches, by its name in the model.
     """
 
     people: Sequence[Person]
@@ -46,8 +46,8 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """Write the predictions and the labels for `fastpose.score_files`, and the scores.
 
-        ``stage-1.npz`` and so on, for COCO's joints also ``stage-1.json`` in the form of its results; ``truth.npz``;
-        ``scores.json``.
+        A file for each stage, such as ``stage-1.npz``, for COCO's joints also ``stage-1.json`` in the form of its results;
+        ``truth.npz``; ``scores.json``.
 
         Args:
             folder: where to; made if it does not exist. Files of the same names are replaced.
@@ -116,9 +116,10 @@ def evaluate(
         if progress is not None:
             progress(batch.coordinates.shape[1])
     kept, kept_scores = np.concatenate(points, axis=1), np.concatenate(joint_scores, axis=1)
+    names = predictor.model.stage_names or tuple(f"stage {number}" for number in range(1, 1 + first + len(kept)))
     scores = [
-        _score(f"stage {first + number}", people, found, found_scores, truth, counts, annotations)
-        for number, (found, found_scores) in enumerate(zip(kept, kept_scores, strict=True), start=1)
+        _score(stage, people, found, found_scores, truth, counts, annotations)
+        for stage, found, found_scores in zip(names[first:], kept, kept_scores, strict=True)
     ]
     return Evaluation(people, skeleton, kept, kept_scores, tuple(scores))
 

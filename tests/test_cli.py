@@ -106,9 +106,10 @@ def test_info_says_why_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_models_shows_paper_and_size() -> None:
     output = run("models").output
-    (row,) = (line for line in output.splitlines() if "25,434,112" in line)
-    assert "hourglass" in row
-    assert "Newell" in row
+    heading, _, rows = output.partition("hourglass: ")[2].partition("\n")
+    assert "Newell" in heading
+    row = next(line for line in rows.splitlines() if "paper" in line)
+    assert [cell.strip() for cell in row.split("│")][1:5] == ["paper", "25,434,112", "27.44", "256×256"]
 
 
 # ---- predict --------------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def test_train_does_as_it_is_told() -> None:
     assert recipe.model_options == {"stacks": 2, "features": 64, "init": "torch7"}
     assert recipe.codec == "msra"
     assert (data.name, len(data.train)) == ("figures", 90)
-    assert (out, options["seed"], options["workers"], options["resume"]) == (Path("somewhere"), 5, 2, "last")
+    assert (out, options["seed"], options["workers"], options["resume"]) == (Path("somewhere"), 5, 2, True)
     printed = [[cell.strip() for cell in line.split("│")] for line in result.output.splitlines()]
     assert ["", "codec", "msra", ""] in printed
 
@@ -188,7 +189,7 @@ def test_train_by_default() -> None:
     recipe, _, out, options = run("train", "--data", "figures", "--steps", 10).exception.args
     assert recipe.name == "hourglass-demo"
     assert out == Path("runs/hourglass-demo-figures")
-    assert options["resume"] is None
+    assert options["resume"] is False
 
 
 def test_demo_passes_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("train", "--data", "figures", "--set", "codec"), "--set must be KEY=VALUE"),
         (("train", "--data", "figures", "--set", "codecs=udp"), "--set must be KEY=VALUE with a KEY of name, model"),
         (("train", "--data", "figures", "--set", "steps.x=3"), "steps has no entries"),
-        (("train", "--data", "figures", "--annotations", "a.json"), "are for published data sets, not for figures"),
+        (("train", "--data", "figures", "--annotations", "a.json"), "for published data sets, not for figures"),
         (("train", "--data", "mpii"), "needs --root FOLDER or --annotations FILE"),
         (("train", "--data", "mpii", "--annotations", "nowhere.json"), "nowhere.json"),
     ],

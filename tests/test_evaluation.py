@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from fastpose.checkpoints import save_weights
+from fastpose.checkpoints import CROP_KEY, save_weights
 from fastpose.cli import app
 from fastpose.codec import HeatmapCodec
 from fastpose.data.crops import PoseDataset
@@ -121,8 +121,9 @@ def test_crops_that_show_other_places_agree_in_the_mirror_too() -> None:
     moved = replace(person, center=person.center + np.array([9, -14], np.float32))
     crops = [PoseDataset([entry], HANDS, predictor.crops)[0] for entry in (person, moved)]
     views = [(crop["image"][None], crop["crop_to_image"][None]) for crop in crops]
-    np.testing.assert_allclose(_predict(predictor, views, flip_test=True).coordinates[-1, 0], POINTS[0], atol=0.3)
-    np.testing.assert_allclose(_predict(predictor, views[::-1], flip_test=True).coordinates[-1, 0], POINTS[0], atol=0.3)
+    for order in (views, views[::-1]):
+        found = _predict(predictor.model, predictor.codec, HANDS, order, flip_test=True)
+        np.testing.assert_allclose(found.coordinates[-1, 0], POINTS[0], atol=0.3)
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1.0,), (float("nan"),)])
@@ -157,10 +158,9 @@ def figures() -> list[Person]:
 @pytest.fixture
 def knowing(figures: list[Person]) -> Predictor:
     codec = HeatmapCodec.preset("udp", 64)
-    predictor = Predictor(nn.Identity(), codec, MPII, "cpu")
-    crops = PoseDataset(figures, MPII, predictor.crops)
-    predictor.model = KnowsFigures(codec, torch.stack([crops[number]["keypoints"] for number in range(5)]))
-    return predictor
+    crops = PoseDataset(figures, MPII, Predictor(nn.Identity(), codec, MPII, "cpu").crops)
+    knowing = KnowsFigures(codec, torch.stack([crops[number]["keypoints"] for number in range(5)]))
+    return Predictor(knowing, codec, MPII, "cpu")
 
 
 def test_every_stage_is_scored_and_scores_the_same_from_files(knowing: Predictor, figures: list[Person], tmp_path: Path) -> None:
@@ -257,12 +257,12 @@ def run(*arguments: object) -> Any:
 def test_command_on_figures(weights: Path, tmp_path: Path) -> None:
     result = run(weights, "--data", "figures", "--people", 3, "--scales", "1,0.9", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "stage 1" in result.stdout
+    assert "stack 1" in result.stdout
     assert "mpii_official" in result.stdout
     assert len(read_truth(tmp_path / "out" / "truth.npz")) == 3
     alone = run(weights, "--data", "figures", "--people", 3, "--last-stage", "--no-flip-test", "--json", "--protocol", "hrnet")
     (score,) = json.loads(alone.stdout)
-    assert (score["name"], score["counted"]["pelvis"]) == ("stage 2", 3)
+    assert (score["name"], score["counted"]["pelvis"]) == ("stack 2", 3)
     assert "total@0.1" in score["values"]
 
 
@@ -273,11 +273,24 @@ def test_command_on_mpii(weights: Path, shared_data: Path) -> None:
     assert [score["counted"]["pelvis"] for score in json.loads(result.stdout)] == [2, 2]
 
 
+def test_command_on_coco(tmp_path: Path, shared_data: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("hourglass", stacks=1, features=8, depth=2, num_joints=17)
+    metadata = {CODEC_KEY: json.dumps(HeatmapCodec.preset("msra", (64, 48)).to_dict()), SKELETON_KEY: "coco", CROP_KEY: "coco"}
+    save_weights(model, tmp_path / "weights.safetensors", metadata=metadata)
+    coco = shared_data / "coco"
+    arguments = ("--data", "coco", "--annotations", coco / "test_coco.json", "--images", coco / "images", "--json")
+    result = run(tmp_path / "weights.safetensors", *arguments)
+    assert result.exit_code == 0, result.output
+    (score,) = json.loads(result.stdout)
+    assert 0 <= score["values"]["AP"] < 0.2  # fresh weights know nothing
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data", "mpii"), "--data mpii needs --annotations FILE"),
-        (("--data", "figures", "--split", "val"), "are for --data mpii"),
+        (("--data", "mpii"), "--data mpii needs --root FOLDER or --annotations FILE"),
+        (("--data", "figures", "--split", "val"), "--split: for published data sets, not for figures"),
         (("--data", "figures", "--scales", "1;2"), "--scales must be S,S,... in numbers, got '1;2'"),
         (("--data", "figures", "--people", "2", "--scales", "0"), "scales: got 0"),
         (("--data", "figures", "--people", "2", "--protocol", "lsp_pc"), "is for lsp, but the model predicts mpii"),

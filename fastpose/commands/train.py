@@ -88,14 +88,14 @@ def _overrides(recipe: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
             value = json.loads(text)
         except ValueError:
             value = text
-        changes[field] = _with(changes.get(field, recipe[field]), keys, value, setting)
+        changes[field] = _with(changes.get(field, recipe[field]), keys, value, field)
     return changes
 
 
-def _with(entries: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
+def _with(entries: Any, keys: Sequence[str], value: Any, name: str) -> Any:
     """A copy of nested entries with the one under these keys set."""
     if not keys:
         return value
     if not isinstance(entries, Mapping):
-        raise ValueError(f"--set: there are no entries to set before .{keys[0]}, got {setting!r}")
-    return {**entries, keys[0]: _with(entries.get(keys[0], {}), keys[1:], value, setting)}
+        raise ValueError(f"--set: {name} has no entries to set, such as {keys[0]}")
+    return {**entries, keys[0]: _with(entries.get(keys[0], {}), keys[1:], value, f"{name}.{keys[0]}")}
