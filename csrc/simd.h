@@ -46,6 +46,21 @@ template <typename A> static inline Vec<A> iota() {
 template <typename V> static inline V max(V a, V b) { return a > b ? a : b; }
 template <typename V> static inline V min(V a, V b) { return a < b ? a : b; }
 
+static inline Vec<float> sqrt(Vec<float> v) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_sqrt_ps(bit_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<float>>(_mm256_sqrt_ps(bit_cast<__m256>(v)));
+#else
+  for (int i = 0; i < kLanes; ++i) v[i] = std::sqrt(float(v[i]));
+  return v;
+#endif
+}
+static inline Vec<double> sqrt(Vec<double> v) {
+  for (int i = 0; i < kLanes; ++i) v[i] = std::sqrt(double(v[i]));
+  return v;
+}
+
 template <typename A> static inline A horizontal_sum(Vec<A> v) {
   A s[kLanes];
   __builtin_memcpy(s, &v, sizeof v);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -59,14 +60,14 @@ class Call:
         return replace(self, tensors=tensors)
 
     def on_cpu(self, dtype: torch.dtype) -> Call:
-        """The same call on the CPU, which takes every dtype, with tensors and results of ``dtype``."""
+        """The same call on the CPU, which takes every dtype, with floating tensors and results of ``dtype``."""
 
         def move(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return value.cpu()
             return dtype if isinstance(value, torch.dtype) else value
 
-        call = self.with_tensors(lambda tensor: tensor.cpu().to(dtype))
+        call = self.with_tensors(lambda tensor: tensor.cpu().to(dtype) if tensor.is_floating_point() else tensor.cpu())
         return replace(call, options={name: move(value) for name, value in self.options.items()})
 
 
@@ -81,6 +82,9 @@ class OpCase:
     forward_passes: float  # reads and writes of one stack of maps
     backward_passes: float
     gradient_roundings: int = 1  # to the maps' dtype, one after the other
+    number: str = ""  # an option that varies from call to call without a new graph
+    linear: bool = False  # in what is differentiated: differentiable any number of times
+    not_numbers_as_in_pytorch: bool = True  # whether NaN and infinity reach what they reach in plain PyTorch, and no more
 
     def call(
         self,
@@ -268,6 +272,32 @@ def _decode_heatmaps(
     return Call(ops.decode_heatmaps, tensors, options, differentiable)
 
 
+def _crop_windows(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    layout: str,
+    generator: torch.Generator,
+    *,
+    windows: int = 5,
+    shrink: float = 0.0,  # so many source pixels a cell, or half as many; 0: one window side serves all
+    image: bool = False,
+    **options: Any,
+) -> Call:
+    """Some windows reach over the source's border, some lie outside, and one in seven has no centre."""
+    source = torch.rand(tuple(shape), generator=generator)
+    source = (255 * source).to(device, torch.uint8) if image else source.to(device, dtype)
+    centers = _keypoints(Shape(shape.batch, windows, shape.height, shape.width), 0, generator)
+    centers[torch.rand(centers.shape[:2], generator=generator) < 1 / 7] = math.nan
+    tensors = {"source": lay_out(source, layout), "centers": centers.to(device)}
+    options = {"sides": 6.5, "size": (6, 9), "dtype": dtype, **options}
+    if shrink:
+        del options["sides"]
+        cells = torch.tensor(options["size"][::-1])
+        tensors["sides"] = (shrink * cells * (0.5 + 0.5 * torch.rand(*centers.shape, generator=generator))).to(device)
+    return Call(ops.crop_windows, tensors, options, () if image else ("source",))
+
+
 _DRAWING: dict[str, dict[str, Any]] = {
     "joint_sigmas": {"joint_sigmas": True},
     "nearest": {"rounding": "nearest", "radius": 4.5},
@@ -287,6 +317,7 @@ CASES = (
         {"plain": {}, "square": {"radius": 2.7}, **_DRAWING},
         forward_passes=1,
         backward_passes=1,
+        number="sigma",
     ),
     OpCase(
         "heatmap_mse_loss",
@@ -302,6 +333,7 @@ CASES = (
         forward_passes=2,
         backward_passes=0,
         gradient_roundings=2,  # it is stored before the upstream gradient is known
+        number="sigma",
     ),
     OpCase(
         "soft_argmax2d",
@@ -315,6 +347,7 @@ CASES = (
         },
         forward_passes=1,
         backward_passes=2,
+        number="temperature",
     ),
     OpCase(
         "decode_heatmaps",
@@ -332,5 +365,23 @@ CASES = (
         },
         forward_passes=1,
         backward_passes=1,
+        number="temperature",
+    ),
+    OpCase(
+        "crop_windows",
+        ops.crop_windows,
+        _crop_windows,
+        {
+            "plain": {},
+            "image": {"image": True, "shrink": 3.0, "fill": 0.25, "mean": 0.5, "std": 0.25},
+            "enlarging": {"shrink": 0.4, "fill": -1.0},
+            "bilinear": {"shrink": 2.5, "antialias": False, "mean": 1.5},
+            "shrinking": {"shrink": 3.7, "std": 2.0},
+        },
+        forward_passes=2,  # of as many cells as the source has
+        backward_passes=2,
+        number="sides",
+        linear=True,
+        not_numbers_as_in_pytorch=False,
     ),
 )

@@ -52,7 +52,7 @@ def test_demo_writes_its_numbers(demo: Demo) -> None:
     assert summary["machine"]["device"]
     assert 0 < summary["training_seconds"] < summary["seconds"]
     ops = summary["timings_ms"]["ops"]
-    assert {timing["op"].split()[0] for timing in ops} == {case.name for case in CASES}
+    assert {timing["op"].split()[0] for timing in ops} <= {case.name for case in CASES}
     assert all(timing["ratio"] == pytest.approx(timing["reference"] / timing["fused"]) for timing in ops)
 
 

@@ -185,6 +185,8 @@ def test_any_shape(case: OpCase, device: torch.device) -> None:
 def test_values_that_are_not_numbers(case: OpCase, variant: str, value: float, device: torch.device) -> None:
     """They do as in plain PyTorch, and reach only the map or keypoint that they are in."""
 
+    if not case.not_numbers_as_in_pytorch:
+        pytest.skip("a test of its own says what they do")
     call = case.call(SMALL, variant, device=device)
     for name, tensor in call.tensors.items():
         if name == "keypoints" or tensor.dim() == 4:
@@ -388,11 +390,21 @@ def test_backward_twice(case: OpCase, variant: str, device: torch.device) -> Non
 
 @each_case()
 def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
+    if case.linear:
+        pytest.skip("linear: it has all derivatives")
     call = case.call(SMALL, list(case.variants)[-1], device=device)
     outputs = [output for output in call() if output.requires_grad]
     gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
     with pytest.raises(RuntimeError, match=r'double backward is not supported.*backend\("reference"\)'):
         torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
+
+
+@each_variant()
+def test_linear_ops_have_second_derivatives(case: OpCase, variant: str) -> None:
+    call = case.call((1, 2, 5, 6), variant, dtype=torch.float64)
+    if not case.linear or not call.differentiable:
+        pytest.skip("not linear")
+    assert torch.autograd.gradgradcheck(call, call.leaves())
 
 
 @each_case()
@@ -494,13 +506,15 @@ def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> Non
 @each_case()
 def test_compiled_options_may_vary(case: OpCase, device: torch.device) -> None:
     """Numbers that change from call to call become inputs of the graph, which the checks of arguments must bear."""
+    if not case.number:
+        pytest.skip("no such option")
     torch.compiler.reset()
     call = case.call(SMALL, device=device)
-    number = "sigma" if "sigma" in call.options else "temperature"
     compiled = torch.compile(call.function, backend="aot_eager", fullgraph=True)
     for value in (1.0, 1.5, 2.5):
-        results = compiled(**{**call.tensors, **call.options, number: value})
-        assert torch.equal(results if isinstance(results, torch.Tensor) else results[0], call(**{number: value})[0])
+        results = compiled(**{**call.tensors, **call.options, case.number: value})
+        results = results if isinstance(results, torch.Tensor) else results[0]
+        torch.testing.assert_close(results, call(**{case.number: value})[0], rtol=0, atol=0, equal_nan=True)
 
 
 @each_variant()

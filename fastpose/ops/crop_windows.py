@@ -240,6 +240,19 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     return (to_source, *[None] * 9)
 
 
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    gradient, boxes, _, _, ctx.antialias, ctx.factor, ctx.channels_last = inputs
+    ctx.size, ctx.dtype = gradient.shape[2:], gradient.dtype
+    ctx.save_for_backward(boxes)
+
+
+def _backward_of_backward(ctx: Any, to_source: torch.Tensor) -> tuple[Any, ...]:
+    (boxes,) = ctx.saved_tensors
+    nothing = [0.0] * len(ctx.factor)
+    windows = _op(to_source, boxes, *ctx.size, ctx.antialias, ctx.factor, nothing, nothing, ctx.dtype, ctx.channels_last)
+    return (windows, *[None] * 6)
+
+
 _op = define(
     "crop_windows",
     "(Tensor source, Tensor boxes, SymInt height, SymInt width, bool antialias, float[] factor, float[] inside, float[] outside, "
@@ -248,9 +261,12 @@ _op = define(
     setup_context=_setup_context,
     backward=_backward,
 )
+# Both are linear and each other's transpose: they are differentiable any number of times.
 _backward_op = define(
     "crop_windows_backward",
     "(Tensor gradient, Tensor boxes, SymInt source_height, SymInt source_width, bool antialias, float[] factor, "
     "bool channels_last) -> Tensor",
     fake=_fake_backward,
+    setup_context=_setup_context_backward,
+    backward=_backward_of_backward,
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastpose import _check
-from fastpose._library import NotBuiltError, fused
+from fastpose._library import define, fused
 
 
 class DistanceTransform(NamedTuple):
@@ -51,10 +51,8 @@ def distance_transform2d(scores: torch.Tensor, springs: torch.Tensor, anchors: t
         raise ValueError(f"scores: got shape {_check.shape(scores)}, allowed are maps of fewer than 2^31 cells")
     of_map = [_operand("springs", springs, 4, scores)]
     of_map.append(torch.zeros_like(of_map[0][..., :2]) if anchors is None else _operand("anchors", anchors, 2, scores))
-    args = (scores, torch.cat(of_map, -1))
-    if fused(scores):
-        raise NotBuiltError('distance_transform2d has no kernels yet; run plain PyTorch under fastpose.backend("reference")')
-    return DistanceTransform(*distance_transform2d_reference(*args))
+    run = _op if fused(scores) else distance_transform2d_reference
+    return DistanceTransform(*run(scores, torch.cat(of_map, -1)))
 
 
 def distance_transform2d_reference(scores: torch.Tensor, springs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,3 +87,34 @@ def _operand(name: str, operand: torch.Tensor, numbers: int, scores: torch.Tenso
         )
     _check.same_device(name, operand, "scores", scores)
     return operand.to(torch.float64 if scores.dtype == torch.float64 else torch.float32).expand(batch, joints, numbers)
+
+
+def _fake(scores: torch.Tensor, springs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(scores), scores.new_empty(scores.shape, dtype=torch.int32)
+
+
+def _fake_backward(gradient: torch.Tensor, cells: torch.Tensor, springs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(gradient), torch.empty_like(springs)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.save_for_backward(output[1], inputs[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor]:
+    return _backward_op(gradient, *ctx.saved_tensors)
+
+
+_op = define(
+    "distance_transform2d",
+    "(Tensor scores, Tensor springs) -> (Tensor values, Tensor cells)",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_backward_op = define(
+    "distance_transform2d_backward",
+    "(Tensor gradient, Tensor cells, Tensor springs) -> (Tensor, Tensor)",
+    fake=_fake_backward,
+)

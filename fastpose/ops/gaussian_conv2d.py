@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from fastpose import _check
-from fastpose._library import NotBuiltError, fused
+from fastpose._library import define, fused
 from fastpose.ops import _gaussian
 from fastpose.ops._gaussian import GaussianArgs
 
@@ -83,9 +84,8 @@ def gaussian_conv2d(
     padding = _check.positive_int("padding", padding) if padding else 0
     _check_weight(weight, base, keypoints)
     _check_base(base, keypoints, weight, (height, width), stride, padding)
-    if fused(base):
-        raise NotBuiltError('gaussian_conv2d has no kernels yet; run plain PyTorch under fastpose.backend("reference")')
-    return gaussian_conv2d_reference(base, weight, *args, height, width, stride, padding)
+    run = _op if fused(base) else gaussian_conv2d_reference
+    return run(base, weight.contiguous(), *args, height, width, stride, padding)
 
 
 def gaussian_conv2d_reference(base: torch.Tensor, weight: torch.Tensor, *args: Any) -> torch.Tensor:
@@ -118,3 +118,65 @@ def _check_base(
     out = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(size, weight.shape[2:], strict=True))
     if base.shape[2:] != out:
         raise ValueError(f"base: got shape {_check.shape(base)}, but the convolution gives (B, O, {out[0]}, {out[1]})")
+
+
+def _fake(base: torch.Tensor, *args: Any) -> torch.Tensor:
+    return torch.empty_like(base)
+
+
+def _fake_backward(gradient: torch.Tensor, keypoints: torch.Tensor, *args: Any) -> torch.Tensor:
+    rows, columns, _, _ = args[-4:]
+    return keypoints.new_empty(gradient.shape[1], keypoints.shape[2] + 1, rows, columns)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, weight, keypoints, sigmas, *ctx.options = inputs
+    ctx.kernel, ctx.dtype = weight.shape[2:], weight.dtype
+    ctx.save_for_backward(keypoints, sigmas)
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    to_weight = None
+    if ctx.needs_input_grad[1]:
+        *options, stride, padding = ctx.options
+        of_joints = _backward_op(gradient, *ctx.saved_tensors, *options, *ctx.kernel, stride, padding)
+        # The maps' offset multiplies the sum of all joints' weights.
+        to_weight = (of_joints[:, :-1] + of_joints[:, -1:]).to(ctx.dtype)
+    return (gradient, to_weight, *[None] * (len(ctx.options) + 2))
+
+
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    gradient, keypoints, sigmas, *options, _, _, stride, padding = inputs
+    ctx.options = (*options, stride, padding)
+    ctx.base = gradient.shape, gradient.dtype
+    ctx.save_for_backward(keypoints, sigmas)
+
+
+def _backward_of_backward(ctx: Any, to_joints: torch.Tensor) -> tuple[Any, ...]:
+    """The transpose again: the convolution with the joints' part, and of the offset alone with the last one."""
+    keypoints, sigmas = ctx.saved_tensors
+    shape, dtype = ctx.base
+    args = GaussianArgs(keypoints, sigmas, *ctx.options[: len(GaussianArgs._fields) - 2])
+    rest = ctx.options[len(GaussianArgs._fields) - 2 :]
+    kernels = to_joints.to(dtype)
+    result = _op(kernels.new_zeros(shape), kernels[:, :-1].contiguous(), *args._replace(offset=0.0), *rest)
+    nobody = args._replace(keypoints=torch.full_like(keypoints[:, :, :1], math.nan), sigmas=None)
+    return (_op(result, kernels[:, -1:].contiguous(), *nobody, *rest), *[None] * (len(ctx.options) + 4))
+
+
+_op = define(
+    "gaussian_conv2d",
+    f"(Tensor base, Tensor weight, {_gaussian.SCHEMA}, SymInt height, SymInt width, SymInt stride, SymInt padding) -> Tensor",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+# Both are linear and each other's transpose: they are differentiable any number of times.
+_backward_op = define(
+    "gaussian_conv2d_backward",
+    f"(Tensor gradient, {_gaussian.SCHEMA}, SymInt height, SymInt width, SymInt kernel_rows, SymInt kernel_columns, "
+    "SymInt stride, SymInt padding) -> Tensor",
+    fake=_fake_backward,
+    setup_context=_setup_context_backward,
+    backward=_backward_of_backward,
+)

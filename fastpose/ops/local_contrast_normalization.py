@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from fastpose import _check
-from fastpose._library import NotBuiltError, fused
+from fastpose._library import define, fused
 
 CONTRAST_BORDERS = ("torch7", "even")
-_MAX_WINDOW = 63  # kMaxWindow of csrc/local_contrast_normalization.h
+_MAX_WINDOW = 31  # kMaxWindow of csrc/local_contrast_normalization.h
 
 
 def local_contrast_normalization(
@@ -35,7 +36,7 @@ def local_contrast_normalization(
     Args:
         images: (B, C, H, W), any strides.
         window: an odd number of pixels, the side of a box; or the weights of a separable window along one axis, positive, an
-            odd number of them, at most 63. Gaussian weights are those of Jarrett et al. 2009.
+            odd number of them, at most 31. Gaussian weights are those of Jarrett et al. 2009.
         border: ``"torch7"``: as above, the rule of torch's ``SpatialContrastiveNormalization``. It divides a square root by
             :math:`\kappa`, so that contrast fades toward the border, to 0.556 in the corners of a 9 x 9 box. ``"even"``:
             :math:`s_p = \sqrt{v_p / \kappa_p}`, which does not.
@@ -55,18 +56,17 @@ def local_contrast_normalization(
     _check_images(images)
     weights = _weights(window)
     _check.option("border", border, CONTRAST_BORDERS)
-    args = (images, weights, border == "even", _check.number("threshold", threshold, positive=True))
-    if fused(images):
-        raise NotBuiltError(
-            'local_contrast_normalization has no kernels yet; run plain PyTorch under fastpose.backend("reference")'
-        )
-    return local_contrast_normalization_reference(*args)
+    save = images.requires_grad and torch.is_grad_enabled()
+    run = _op if fused(images) else local_contrast_normalization_reference
+    result, _, _ = run(images, weights, border == "even", _check.number("threshold", threshold, positive=True), save)
+    return result
 
 
 def local_contrast_normalization_reference(
-    images: torch.Tensor, weights: list[float], even: bool, threshold: float
-) -> torch.Tensor:
-    """The same in plain PyTorch; arguments and result as the op's."""
+    images: torch.Tensor, weights: list[float], even: bool, threshold: float, save: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same in plain PyTorch; arguments and results as the op's: z, and for the backward pass the means and what was divided
+    by, (B, H, W) each, which PyTorch saves by itself and are left empty here."""
     x = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
     w = x.new_tensor(weights)
     half = len(weights) // 2
@@ -82,7 +82,7 @@ def local_contrast_normalization_reference(
     large = square > threshold**2
     # The root of the other squares is not taken: its slope at 0 is infinite.
     deviation = torch.where(large, torch.where(large, square, 1).sqrt(), threshold)
-    return (y / deviation).to(images.dtype)
+    return (y / deviation).to(images.dtype), x.new_empty(0), x.new_empty(0)
 
 
 def _check_images(images: torch.Tensor) -> None:
@@ -103,3 +103,40 @@ def _weights(window: int | Sequence[float]) -> list[float]:
         raise ValueError(f"window: got {got}, allowed are odd numbers up to {_MAX_WINDOW}")
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def _fake(
+    images: torch.Tensor, weights: list[float], even: bool, threshold: float, save: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, _, height, width = images.shape
+    precise = torch.float64 if images.dtype == torch.float64 else torch.float32
+    saved = [images.new_empty((batch, height, width) if save else (0,), dtype=precise) for _ in range(2)]
+    return torch.empty_like(images), saved[0], saved[1]
+
+
+def _fake_backward(gradient: torch.Tensor, images: torch.Tensor, *args: Any) -> torch.Tensor:
+    return torch.empty_like(images)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    images, *ctx.options, _ = inputs
+    ctx.save_for_backward(images, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, gradient: torch.Tensor, *_: None) -> tuple[Any, ...]:
+    return (_backward_op(gradient, *ctx.saved_tensors, *ctx.options), *[None] * 4)
+
+
+_op = define(
+    "local_contrast_normalization",
+    "(Tensor images, float[] weights, bool even, float threshold, bool save) -> (Tensor result, Tensor mean, Tensor deviation)",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_backward_op = define(
+    "local_contrast_normalization_backward",
+    "(Tensor gradient, Tensor images, Tensor mean, Tensor deviation, float[] weights, bool even, float threshold) -> Tensor",
+    fake=_fake_backward,
+)
