@@ -334,6 +334,7 @@ def test_unknown_configurations_and_options_are_refused() -> None:
         ("tompson", {"trunk": "resnet", "pooling": 8}, ValueError, "pooling: got 8, allowed is 4"),
         ("tompson", {"lcn_border": "zero"}, ValueError, "lcn_border: got 'zero'"),
         ("tompson", {"fine_tap": "none"}, ValueError, "fine_tap: got 'none'"),
+        ("tompson", {"extra_convs": -1}, ValueError, "extra_convs: got -1"),
         ("tompson", {"jitter": -0.5}, ValueError, r"jitter: got -0\.5"),
         ("tompson", {"hint_sigma": 0}, ValueError, "hint_sigma: got 0"),
         ("ief", {"steps": 0}, ValueError, "steps: got 0"),

@@ -150,8 +150,7 @@ class CPM(HeatmapModel):
         """Predict belief maps.
 
         Args:
-            images: RGB in [0, 1], (B, 3, H, W), H and W multiples of 8; the paper takes 368x368, the person's height
-                about 0.6 of it.
+            images: RGB in [0, 1], (B, 3, H, W), H and W multiples of 8; the paper takes 368x368.
             center: (B, 2), (x, y) of the person in crop pixels; None: the middle of the crop.
 
         Returns:
@@ -186,6 +185,8 @@ class CPM(HeatmapModel):
     def parameter_groups(self, lr: float, weight_decay: float = 0.0, phase: str | None = None) -> list[dict[str, Any]]:
         """Groups with the released networks' multipliers: biases learn twice as fast as weights and do not decay; stage 1
         learns five times as fast as the others, or with a VGG trunk, which starts from pretrained weights, a quarter."""
+        if phase is not None:
+            _check.option("phase", phase, self.phases)
         groups = []
         first = [*self.stage1.modules(), *(self.trunk.modules() if self.options["trunk"] == "vgg" else ())]
         others = [module for module in self.modules() if not any(module is known for known in first)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastpose import _check
 from fastpose.codec import HeatmapCodec
-from fastpose.models.interface import Configurations, PoseModel, View, check_images, mirror_points, options_of
+from fastpose.models.interface import Configurations, PoseModel, View, mirror_points, options_of
 from fastpose.models.tompson_parts import POOLINGS, TAPS, FineModel, PyramidTrunk, ResNetTrunk, Tap
 from fastpose.ops import CONTRAST_BORDERS, Decoded, gaussian_heatmap
 
@@ -107,6 +107,8 @@ class Tompson(PoseModel):
         counts = {"num_joints": num_joints, "banks": banks, "features": features, "wide": wide, "head": head}
         for name, count in {**counts, "fine_size": fine_size, "fine_convs": fine_convs}.items():
             _check.positive_int(name, count)
+        if extra_convs != 0:
+            _check.positive_int("extra_convs", extra_convs)
         _check.option("trunk", trunk, TRUNKS)
         _check.option("lcn_border", lcn_border, CONTRAST_BORDERS)
         _check.option("fine_tap", fine_tap, TAPS)
@@ -158,7 +160,8 @@ class Tompson(PoseModel):
         """Predict coarse heatmaps, and fine ones around their maxima.
 
         Args:
-            images: RGB in [0, 1], (B, 3, H, W). Where a side is no multiple of the pooling, the last pixels belong to no cell.
+            images: RGB in [0, 1], (B, 3, H, W), for a ResNet multiples of 32. Where a side is no multiple of the pooling, the
+                last pixels belong to no cell.
             center: (B, 2), (x, y) in crop pixels, for ``hint_sigma``; None: the middle of the crop.
             fine: whether to ask the fine model too, if there is one. No gradient goes through the maxima, but one does go
                 through the features.
@@ -218,7 +221,8 @@ class Tompson(PoseModel):
 
     def phase_modules(self, phase: str) -> list[nn.Module]:
         _check.option("phase", phase, self.phases)
-        return [module for name, module in (("coarse", self.coarse), ("fine", self.fine)) if module and phase in (name, "joint")]
+        parts = (("coarse", self.coarse), ("fine", self.fine))
+        return [module for name, module in parts if module is not None and phase in (name, "joint")]
 
     def _predict(
         self, view: View, codec: HeatmapCodec | None, flip_permutation: tuple[int, ...] | None
@@ -241,7 +245,6 @@ class Tompson(PoseModel):
         return torch.stack([d.coordinates for d in decoded]), torch.stack([d.scores for d in decoded])
 
     def _coarse(self, view: View) -> tuple[torch.Tensor, list[Tap]]:
-        check_images(view.images)
         hint = None
         if self.hint_sigma is not None:
             stride = self.coarse.hint_stride
