@@ -59,6 +59,7 @@ def parameters(module: nn.Module) -> int:
         ("tompson", {}, 18_615_054 + 7_477_518),
         ("tompson", {"pooling": 16}, 18_615_054 + 7_477_518),
         ("tompson", {"banks": 2}, 18_615_054 - 6_138_112 + 5_019_150),
+        ("tompson", {"config": "flic", "fine": False}, 18_615_054 - 3 * 257),
         ("tompson", {"config": "modern", "fine": False}, 33_999_440),
         ("ief", {}, 6_059_664),
         ("ief", {"config": "direct"}, 6_059_664 - 16 * 64 * 49),
@@ -106,10 +107,16 @@ SMALL = {
         "deeppose", {"width": 0.05, "input_size": 64, "fc_dims": (16,), "init": "he", "refiners": "per_joint", "stages": 2}
     ),
     "deeppose-rle": Small("deeppose", {"width": 0.1, "input_size": 64, "loss": "rle", "stages": 2, **_RESNET}, config="modern"),
-    "tompson": Small("tompson", {"features": 4, "wide": 6, "head": 5, "fine_size": 12, "hint_sigma": 8.0}, (64, 96)),
-    "tompson-16": Small("tompson", {"features": 4, "wide": 6, "head": 5, "fine_size": 12, "pooling": 16, "fine_tap": "conv"}),
+    "tompson": Small(
+        "tompson", {"input_size": (64, 96), "features": 4, "wide": 6, "head": 5, "fine_size": 12, "hint_sigma": 8.0}, (64, 96)
+    ),
+    "tompson-16": Small(
+        "tompson", {"input_size": 64, "features": 4, "wide": 6, "head": 5, "fine_size": 12, "pooling": 16, "fine_tap": "conv"}
+    ),
     "tompson-modern": Small(
-        "tompson", {"width": 4, "features": 4, "head": 5, "fine_size": 12, "hint_sigma": 8.0, **_RESNET}, config="modern"
+        "tompson",
+        {"input_size": 64, "width": 4, "features": 4, "head": 5, "fine_size": 12, "hint_sigma": 8.0, **_RESNET},
+        config="modern",
     ),
     "ief": Small("ief", {"width": 0.05, "input_size": 64, "max_step": 6.0, "sigma": 6.0, "steps": 3}),
     "ief-modern": Small("ief", {"width": 0.1, "input_size": 64, "max_step": 6.0, "steps": 2, **_RESNET}, config="modern"),
@@ -231,6 +238,16 @@ def test_bf16_autocast_keeps_coordinates_precise(small: Small) -> None:
     assert stages.coordinates.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["cpm", "deeppose", "ief", "tompson"])
+def test_compiles_as_one_graph(name: str) -> None:
+    small = SMALL[name]
+    model = small.build().eval()
+    inputs = (pictures(small), labels(small)) if name == "ief" else (pictures(small),)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(compiled, model(*inputs), rtol=1e-3, atol=1e-4)
+
+
 def test_codec_belongs_to_the_maps(small: Small) -> None:
     model = small.build()
     if isinstance(model, VectorModel):
@@ -317,6 +334,7 @@ def test_unknown_configurations_and_options_are_refused() -> None:
         ("tompson", {"trunk": "resnet", "pooling": 8}, ValueError, "pooling: got 8, allowed is 4"),
         ("tompson", {"lcn_border": "zero"}, ValueError, "lcn_border: got 'zero'"),
         ("tompson", {"fine_tap": "none"}, ValueError, "fine_tap: got 'none'"),
+        ("tompson", {"extra_convs": -1}, ValueError, "extra_convs: got -1"),
         ("tompson", {"jitter": -0.5}, ValueError, r"jitter: got -0\.5"),
         ("tompson", {"hint_sigma": 0}, ValueError, "hint_sigma: got 0"),
         ("ief", {"steps": 0}, ValueError, "steps: got 0"),

@@ -104,12 +104,29 @@ def test_info_says_why_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install --no-build-isolation" in reason
 
 
-def test_models_shows_paper_and_size() -> None:
-    output = run("models").output
-    heading, _, rows = output.partition("hourglass: ")[2].partition("\n")
-    assert "Newell" in heading
-    row = next(line for line in rows.splitlines() if "paper" in line)
+def test_models_shows_papers_and_sizes() -> None:
+    result = run("models")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    (row,) = (line for line in lines if "25,434,112" in line)
     assert [cell.strip() for cell in row.split("│")][1:5] == ["paper", "25,434,112", "27.44", "256×256"]
+    (row,) = (line for line in lines if "31,219,866" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "paper",
+        "31,219,866",
+        "175.44",
+        "368×368",
+        "14 joints, heatmaps 46×46",
+        "stage 1 to stage 6",
+    ]
+    for paper in (
+        "hourglass: Stacked Hourglass Networks",
+        "ief: Human Pose Estimation with Iterative",
+        "Toshev",
+        "Tompson",
+        "Wei",
+    ):
+        assert paper in result.output
 
 
 # ---- predict --------------------------------------------------------------------------------------------------------

@@ -298,7 +298,7 @@ def test_damaged_missing_and_foreign_checkpoints(tmp_path, small: StackedHourgla
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
         load_weights(small, path)
-    with pytest.raises(TypeError, match="StackedHourglass, got Linear"):
+    with pytest.raises(TypeError, match=r"StackedHourglass.*, got Linear"):
         save_weights(nn.Linear(1, 1), path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_weights(small, tmp_path / "nowhere" / "model.safetensors")

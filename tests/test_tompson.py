@@ -92,6 +92,13 @@ def test_where_poolings_leave_pixels_out_the_last_cell_stands_in() -> None:
     assert model(pictures(72, 88)).coarse.shape == (2, 3, 9, 11)
 
 
+def test_images_that_leave_no_cell_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"images: got shape \(2, 3, 64, 60\), the least side that leaves a cell is 64"):
+        small(pooling=16)(pictures(64, 60))
+    with pytest.raises(ValueError, match="images: got 64 by 72 pixels, allowed are positive multiples of 32"):
+        create_model("tompson", config="modern", width=2, head=4, features=4, layers=(1, 1, 1, 1))(pictures(64, 72))
+
+
 def test_hint_tells_who_is_meant() -> None:
     model = small(fine=False, hint_sigma=8.0).eval()
     images = pictures()
@@ -131,7 +138,7 @@ def test_shared_features_lie_where_the_taps_say(options: dict) -> None:
         first = 2 if options["fine_tap"] == "pool" else 1
         strides = [first, 2 * first, 2 * first, 4 * first, 4 * first, 8 * first]
         origins = [(stride - 1) / 2 for stride in strides]
-    taps = model.coarse(torch.rand(1, 3, 16, 128, dtype=torch.float64), None)[1]
+    taps = model.coarse(torch.rand(1, 3, 32, 128, dtype=torch.float64), None)[1]
     assert [tap.stride for tap in taps] == model.coarse.strides == strides
     assert [tap.origin for tap in taps] == origins
     for index, tap in enumerate(taps):

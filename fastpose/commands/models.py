@@ -16,8 +16,8 @@ _COLUMNS = ("config", "parameters", "GMAC", "input", "output", "stages")
 def models() -> None:
     """List the architectures with their papers, and for each configuration its size, what goes in and what comes out.
 
-    GMAC are the multiplications of convolutions and matrix products, in billions, of a prediction for one person without
-    flip test, all stages together.
+    GMAC are the multiplications of convolutions and matrix products, in billions, of a prediction by all stages for one
+    person, without flip test. Those of the package's own kernels do not count.
     """
     from fastpose.models import create_model, list_configurations, list_models
 

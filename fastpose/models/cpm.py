@@ -50,6 +50,8 @@ class CPM(HeatmapModel):
     Args:
         num_joints: K; 14 for the paper's MPII and LSP networks, 9 for FLIC's.
         stages: T, at least 1; 6 in the paper, 4 for FLIC.
+        input_size: (height, width) of the crops in pixels, or one number for a square, multiples of 8. The model takes others
+            too.
         trunk: ``"cpm"``: 9x9 convolutions, those of stage 1 apart from those that the later stages share (the released MPII
             and LSP networks). ``"vgg"``: the first ten convolutions of VGG-19 and five more, shared by all (the release's
             second network, which pretrained weights fit).
@@ -92,6 +94,7 @@ class CPM(HeatmapModel):
         num_joints: int = 14,
         stages: int = 6,
         *,
+        input_size: int | Sequence[int] = 368,
         trunk: str = "cpm",
         width: float = 1.0,
         background: bool = True,
@@ -112,7 +115,7 @@ class CPM(HeatmapModel):
         _check.option("pooling", pooling, POOLINGS)
         _check.option("norm", norm, NORMS)
         _check.option("init", init, INITS)
-        self.input_size = (368, 368)
+        self.input_size = _check.size("input_size", input_size)
         self.stride = _STRIDE
         self.codec_preset = "cpm" if background else "udp"
         self.stage_names = tuple(f"stage {stage}" for stage in range(1, stages + 1))
@@ -147,8 +150,7 @@ class CPM(HeatmapModel):
         """Predict belief maps.
 
         Args:
-            images: RGB in [0, 1], (B, 3, H, W), H and W multiples of 8; the paper takes 368x368, the person's height
-                about 0.6 of it.
+            images: RGB in [0, 1], (B, 3, H, W), H and W multiples of 8; the paper takes 368x368.
             center: (B, 2), (x, y) of the person in crop pixels; None: the middle of the crop.
 
         Returns:
@@ -183,6 +185,8 @@ class CPM(HeatmapModel):
     def parameter_groups(self, lr: float, weight_decay: float = 0.0, phase: str | None = None) -> list[dict[str, Any]]:
         """Groups with the released networks' multipliers: biases learn twice as fast as weights and do not decay; stage 1
         learns five times as fast as the others, or with a VGG trunk, which starts from pretrained weights, a quarter."""
+        if phase is not None:
+            _check.option("phase", phase, self.phases)
         groups = []
         first = [*self.stage1.modules(), *(self.trunk.modules() if self.options["trunk"] == "vgg" else ())]
         others = [module for module in self.modules() if not any(module is known for known in first)]

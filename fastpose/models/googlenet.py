@@ -97,7 +97,8 @@ class GoogLeNet(nn.Module):
         self.out_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
+                # Caffe's "xavier", which looks at the inputs alone.
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
                 if module.bias is not None:
                     nn.init.constant_(module.bias, 0.2)
 

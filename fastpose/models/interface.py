@@ -1,7 +1,8 @@
 """What every architecture has in common: all its predictions, in the pixels of the crop that it is given.
 
 ``forward`` is what training calls, and returns whatever the architecture's own loss needs: heatmaps, vectors, corrections.
-``loss`` takes that and labels, and returns one loss for each of its parts. ``predict`` is the same for all.
+``loss`` takes that and labels, and returns one loss for each of its parts. Both are the architecture's own; ``predict`` is
+the same for all.
 
 Images are RGB in [0, 1]; each model brings them into the form that its paper trains on. A crop's pixel i has its centre
 at i, so that W pixels reach from -1/2 to W - 1/2 and are mirrored by x -> W - 1 - x.
@@ -54,9 +55,9 @@ class View(NamedTuple):
         """(B, 2): where the person is, or the middle of the crop."""
         if self.center is not None:
             return self.center
-        height, width = self.images.shape[-2:]
-        middle = torch.tensor(((width - 1) / 2, (height - 1) / 2), device=self.images.device)
-        return middle.expand(len(self.images), 2)
+        batch, _, height, width = self.images.shape
+        # Filled in on the device, as copies from the host have no place in a CUDA graph.
+        return torch.stack([self.images.new_full((batch,), (n - 1) / 2, dtype=torch.float32) for n in (width, height)], -1)
 
     def mirrored(self) -> View:
         """The same, left and right exchanged."""

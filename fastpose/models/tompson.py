@@ -10,7 +10,7 @@ from torch import nn
 
 from fastpose import _check
 from fastpose.codec import HeatmapCodec
-from fastpose.models.interface import Configurations, PoseModel, View, check_images, mirror_points, options_of
+from fastpose.models.interface import Configurations, PoseModel, View, mirror_points, options_of
 from fastpose.models.tompson_parts import POOLINGS, TAPS, FineModel, PyramidTrunk, ResNetTrunk, Tap
 from fastpose.ops import CONTRAST_BORDERS, Decoded, gaussian_heatmap
 
@@ -36,6 +36,8 @@ class Tompson(PoseModel):
 
     Args:
         num_joints: K.
+        input_size: (height, width) of the crops in pixels, or one number for a square; the paper takes 240x360 for FLIC and
+            256x256 for MPII. The model takes others too, but not when it is compiled.
         trunk: ``"pyramid"``: the paper's banks over images of local contrast; ``"resnet"``: ResNet and deconvolutions, with
             cells of 4 pixels. The options from ``pooling`` to ``lcn_border`` are the former's, ``layers`` is the latter's.
         pooling: pixels a cell of the coarse maps: 4, 8 or 16, the paper's ablation.
@@ -68,12 +70,17 @@ class Tompson(PoseModel):
         TypeError, ValueError: an option is not as above.
     """
 
-    configurations: ClassVar[Configurations] = {"paper": {}, "modern": {"num_joints": 16, "trunk": "resnet"}}
+    configurations: ClassVar[Configurations] = {
+        "paper": {},
+        "flic": {"num_joints": 11, "input_size": (240, 360)},
+        "modern": {"num_joints": 16, "trunk": "resnet"},
+    }
 
     def __init__(
         self,
         num_joints: int = 14,
         *,
+        input_size: int | Sequence[int] = 256,
         trunk: str = "pyramid",
         pooling: int = 4,
         banks: int = 3,
@@ -100,6 +107,8 @@ class Tompson(PoseModel):
         counts = {"num_joints": num_joints, "banks": banks, "features": features, "wide": wide, "head": head}
         for name, count in {**counts, "fine_size": fine_size, "fine_convs": fine_convs}.items():
             _check.positive_int(name, count)
+        if extra_convs != 0:
+            _check.positive_int("extra_convs", extra_convs)
         _check.option("trunk", trunk, TRUNKS)
         _check.option("lcn_border", lcn_border, CONTRAST_BORDERS)
         _check.option("fine_tap", fine_tap, TAPS)
@@ -112,10 +121,11 @@ class Tompson(PoseModel):
                 raise ValueError(f"{name}: got {number}, allowed is a number of at least 0")
         if hint_sigma is not None:
             _check.number("hint_sigma", hint_sigma, positive=True)
-        self.input_size = (256, 256)
+        self.input_size = _check.size("input_size", input_size)
         self.stride: int = pooling
         self.codec_preset = "tompson" if trunk == "pyramid" else "udp"
         self.hint_sigma, self.jitter, self.fine_weight = hint_sigma, jitter, fine_weight
+        self.codec = self.default_codec()
         hint = hint_sigma is not None
         self.coarse: PyramidTrunk | ResNetTrunk
         if trunk == "resnet":
@@ -141,8 +151,8 @@ class Tompson(PoseModel):
         if fine:
             strides = self.coarse.strides
             self.fine = FineModel(num_joints, fine_size, self.coarse.channels, strides, features, head, fine_convs)
-            side = self.fine.side
-            self.fine_codec = HeatmapCodec.preset("tompson", side, fine_size, sigma=fine_sigma)
+            method = "argmax" if trunk == "pyramid" else "dark"
+            self.fine_codec = HeatmapCodec.preset("tompson", self.fine.side, fine_size, sigma=fine_sigma, method=method)
             self.stage_names = ("coarse", "fine")
             self.phases = ("coarse", "fine", "joint")
 
@@ -150,8 +160,8 @@ class Tompson(PoseModel):
         """Predict coarse heatmaps, and fine ones around their maxima.
 
         Args:
-            images: RGB in [0, 1], (B, 3, H, W); the paper takes 240x360 for FLIC and 256x256 for MPII. Where a side is no
-                multiple of the pooling, the last pixels belong to no cell.
+            images: RGB in [0, 1], (B, 3, H, W), for a ResNet multiples of 32. Where a side is no multiple of the pooling, the
+                last pixels belong to no cell.
             center: (B, 2), (x, y) in crop pixels, for ``hint_sigma``; None: the middle of the crop.
             fine: whether to ask the fine model too, if there is one. No gradient goes through the maxima, but one does go
                 through the features.
@@ -205,6 +215,10 @@ class Tompson(PoseModel):
         points = torch.where(inside, points, torch.nan)
         return torch.cat((losses, self.fine_weight * self.fine_codec.loss([outputs.fine], points, visible)))
 
+    def codec_of(self, heatmaps: torch.Tensor) -> HeatmapCodec:
+        # A codec is not made in a compiled graph.
+        return self.codec if heatmaps.shape[-2:] == self.codec.heatmap_size else super().codec_of(heatmaps)
+
     def trained_stages(self, phase: str) -> int:
         _check.option("phase", phase, self.phases)
         return 1 if phase == "coarse" else 2
@@ -217,7 +231,8 @@ class Tompson(PoseModel):
 
     def phase_modules(self, phase: str) -> list[nn.Module]:
         _check.option("phase", phase, self.phases)
-        return [module for name, module in (("coarse", self.coarse), ("fine", self.fine)) if module and phase in (name, "joint")]
+        parts = (("coarse", self.coarse), ("fine", self.fine))
+        return [module for name, module in parts if module is not None and phase in (name, "joint")]
 
     def _predict(
         self, view: View, codec: HeatmapCodec | None, flip_permutation: tuple[int, ...] | None
@@ -240,7 +255,6 @@ class Tompson(PoseModel):
         return torch.stack([d.coordinates for d in decoded]), torch.stack([d.scores for d in decoded])
 
     def _coarse(self, view: View) -> tuple[torch.Tensor, list[Tap]]:
-        check_images(view.images)
         hint = None
         if self.hint_sigma is not None:
             stride = self.coarse.hint_stride

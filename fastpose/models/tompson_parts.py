@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fastpose import _check
+from fastpose.models.interface import check_images
 from fastpose.models.pixels import Pixels
 from fastpose.models.resnet import DeconvolutionHead, ResNet
 from fastpose.ops import crop_windows, local_contrast_normalization
 
 POOLINGS = (4, 8, 16)
 TAPS = ("pool", "conv")
+
+_RESNET_STRIDE = 32
 
 
 class Tap(NamedTuple):
@@ -103,12 +107,16 @@ class PyramidTrunk(nn.Module):
             nn.Conv2d(head, maps, 1),
         )
         self.hint_stride = pooling
+        self.least_side = pooling * 2 ** (banks - 1)
         first = 2 if tap == "pool" else 1
         self.strides = [first * 2 ** (level + depth) for level in range(banks) for depth in range(2)]
         self.channels = [features] * len(self.strides)
 
     def forward(self, images: torch.Tensor, hint: torch.Tensor | None) -> tuple[torch.Tensor, list[Tap]]:
         """Map images (B, 3, H, W), RGB in [0, 1], to maps (B, K, H/p, W/p) and the taps of all banks."""
+        check_images(images)
+        if min(images.shape[-2:]) < self.least_side:
+            raise ValueError(f"images: got shape {_check.shape(images)}, the least side that leaves a cell is {self.least_side}")
         total, tapped = None, []
         for level, bank in enumerate(self.banks):
             if level:
@@ -137,6 +145,7 @@ class ResNetTrunk(nn.Module):
 
     def forward(self, images: torch.Tensor, hint: torch.Tensor | None) -> tuple[torch.Tensor, list[Tap]]:
         """Map images (B, 3, H, W), RGB in [0, 1], to maps (B, K, H/4, W/4) and two taps."""
+        check_images(images, _RESNET_STRIDE)
         x = self.pixels(images)
         if hint is not None:
             x = torch.cat((x, hint.to(x)), 1)
@@ -183,7 +192,7 @@ class FineModel(nn.Module):
         """Map taps, and (B, K, 2) middles of windows in crop pixels, to maps (B, K, n, n). No gradient goes to the middles."""
         total: torch.Tensor | None = None
         for tap, path in zip(taps, self.paths, strict=True):
-            cells = (centers.detach().float() - tap.origin) / tap.stride
+            cells = (centers.detach() - tap.origin) / tap.stride
             side = self.side / tap.stride
             windows = crop_windows(tap.features, cells, side, math.ceil(side))
             x = path(windows.flatten(0, 1))
@@ -196,7 +205,7 @@ class FineModel(nn.Module):
 
 def _enlarged(x: torch.Tensor, times: int, size: torch.Size) -> torch.Tensor:
     """Each cell becomes ``times`` squared ones; where the poolings left the last pixels out, the last cell stands in."""
-    x = x.repeat_interleave(times, -2).repeat_interleave(times, -1)
+    x = functional.interpolate(x, scale_factor=times, mode="nearest")
     rows, columns = (max(0, wanted - got) for wanted, got in zip(size, x.shape[-2:], strict=True))
     if rows or columns:
         x = functional.pad(x, (0, columns, 0, rows), mode="replicate")
