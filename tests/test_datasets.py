@@ -316,7 +316,7 @@ def test_people_without_labels_do_not_train(tmp_path: Path) -> None:
         (("--data", "coco", "--root", "a", "--annotations", "b"), "--data coco needs --root FOLDER or --annotations FILE"),
         (("--data", "flic", "--root", "nowhere"), "--root: no folder nowhere"),
         (("--data", "flic", "--root", "."), "holds no annotations of flic for 'test', 'train'; it should hold examples.mat"),
-        (("--data", "figures", "--root", "."), "are for published data sets, not for figures"),
+        (("--data", "figures", "--root", "."), "for published data sets, not for figures"),
     ],
 )
 def test_complaints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str) -> None:

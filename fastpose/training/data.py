@@ -122,12 +122,15 @@ def published_data(
     _check.option("name", name, DATASETS)
     data = DATASETS[name]
     splits = data.splits[:2]
+
+    def labelled(file: str | os.PathLike[str], parts: Sequence[str] | None = None) -> list[Person]:
+        return [person for person in with_bystanders(read(name, file, parts, images=images)) if person.labelled.any()]
+
     if validation is not None:
-        train, unseen = (read(name, file, images=images) for file in (source, validation))
+        train, unseen = labelled(source), labelled(validation)
     else:
-        people = read(name, source, splits if Path(source).is_dir() else None, images=images)
+        people = labelled(source, splits if Path(source).is_dir() else None)
         train, unseen = ([person for person in people if person.split == split] for split in splits)
         if not (train and unseen):
             train = unseen = people
-    train, unseen = ([person for person in with_bystanders(part) if person.labelled.any()] for part in (train, unseen))
     return TrainingData(name, train, unseen, data.skeleton, data.crop, SCORES[name])
