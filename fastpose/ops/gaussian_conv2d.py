@@ -43,7 +43,7 @@ def gaussian_conv2d(
         base: (B, O, h, w), the size that the convolution gives; any strides.
         keypoints: (B, K, 2), (x, y) in pixels of the maps, cell i has its centre at i. NaN: no label, the map is ``offset``.
             Not differentiable.
-        weight: (O, K, kernel rows, kernel columns), in the dtype of ``base``.
+        weight: (O, K, kernel rows, kernel columns), none of them 0, in the dtype of ``base``.
         size: (height, width) of the maps, or one number for a square.
         sigma: as in :func:`gaussian_heatmap`, like ``visible``, ``rounding``, ``amplitude`` and ``offset``, but not
             differentiable.
@@ -98,7 +98,7 @@ def gaussian_conv2d_reference(base: torch.Tensor, weight: torch.Tensor, *args: A
 def _check_weight(weight: torch.Tensor, base: torch.Tensor, keypoints: torch.Tensor) -> None:
     _check.floating("weight", weight)
     channels, joints = base.shape[1], keypoints.shape[1]
-    if weight.dim() != 4 or weight.shape[:2] != (channels, joints) or 0 in weight.shape[2:]:
+    if weight.dim() != 4 or weight.shape[:2] != (channels, joints) or 0 in weight.shape:
         allowed = (
             f"({channels}, {joints}, kernel rows, kernel columns), as base has O = {channels} and keypoints have K = {joints}"
         )
