@@ -2,11 +2,13 @@
 
 from fastpose.nn.heatmap import DecodeHeatmaps, GaussianHeatmap, HeatmapMSELoss, SoftArgmax2d
 from fastpose.nn.residual import HourglassResidual
+from fastpose.nn.switch import Fused, fuse, unfuse
 from fastpose.nn.tree import TreeMaxSum, TreePoses, tree_parents
 from fastpose.nn.vector_loss import ResidualLogLikelihood, VectorLoss
 
 __all__ = [
     "DecodeHeatmaps",
+    "Fused",
     "GaussianHeatmap",
     "HeatmapMSELoss",
     "HourglassResidual",
@@ -15,5 +17,7 @@ __all__ = [
     "TreeMaxSum",
     "TreePoses",
     "VectorLoss",
+    "fuse",
     "tree_parents",
+    "unfuse",
 ]
