@@ -6,7 +6,7 @@
 
 namespace fastpose {
 
-constexpr int kCropThreads = 256;
+constexpr int kCropThreads = 128;
 
 struct CropFilters {
   Filter<float>*rows, *columns;  // (B count, h) and (B count, w)

@@ -96,11 +96,15 @@ inline bool joint_packs_fit(const Maps& m, int64_t joints, int element_size) {
 
 // ---- reductions -----------------------------------------------------------------------------------------------------
 
-// Sum over the block, the same bits in every run and in every thread. kThreads is a multiple of 32.
-template <int kThreads, typename A> __device__ __forceinline__ A block_sum(A value) {
-  __shared__ A warps[kThreads / 32];
+// Sums over the warp or the block, the same bits in every run and in every thread. kThreads is a multiple of 32.
+template <typename A> __device__ __forceinline__ A warp_sum(A value) {
 #pragma unroll
   for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+template <int kThreads, typename A> __device__ __forceinline__ A block_sum(A value) {
+  __shared__ A warps[kThreads / 32];
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
   A sum = warps[0];

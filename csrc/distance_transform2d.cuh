@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kTransformThreads)
   all.y = block_sum<kTransformThreads>(total.y);
   all.all = block_sum<kTransformThreads>(total.all);
   if (threadIdx.x == 0) all.write<float>(job, plane);
-  __syncthreads();
+  // The sums over the block have waited for all of its rows.
   T* out = job.scores.plane<T>(plane / job.joints, plane % job.joints);
   for (int i = int(threadIdx.x); i < count; i += kTransformThreads)
     narrow(sums[first + i], out + i / width * job.scores.row + i % width * job.scores.column);

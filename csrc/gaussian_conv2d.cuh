@@ -52,7 +52,7 @@ inline int64_t conv_tiles(const GaussianConv& job) {
 
 // Bytes: base read, result written; FMAs: K kernel_height an output, and R's, a 64th of kernel_width of it.
 template <typename T>
-__global__ void __launch_bounds__(kConvThreads) gaussian_conv2d_kernel(GaussianConv job, ConvFactors factors) {
+__global__ void __launch_bounds__(kConvThreads, 6) gaussian_conv2d_kernel(GaussianConv job, ConvFactors factors) {
   __shared__ float left[kConvTerms][kConvTile], right[kConvTerms][kConvTile];
   const Gaussians& g = job.gaussians;
   const int64_t across = (job.width + kConvTile - 1) / kConvTile, down = (job.height + kConvTile - 1) / kConvTile;
@@ -149,15 +149,20 @@ __global__ void __launch_bounds__(kWeightThreads) gaussian_conv2d_backward_kerne
       }
     }
   }
-  float* to = static_cast<float*>(job.weight_gradient) + (plane * job.kernel_height + dy) * job.kernel_width + dx;
+  __shared__ float warps[kWeightThreads / 32][kWeightTile][kWeightTile];
 #pragma unroll
   for (int i = 0; i < kWeightTile; ++i)
 #pragma unroll
     for (int j = 0; j < kWeightTile; ++j) {
-      if (i >= rows || j >= columns) continue;
-      const float total = block_sum<kWeightThreads>(sum[i][j]);
-      if (threadIdx.x == 0) to[i * job.kernel_width + j] = total;
+      const float total = warp_sum(sum[i][j]);
+      if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][i][j] = total;
     }
+  __syncthreads();
+  const int i = int(threadIdx.x) / kWeightTile, j = int(threadIdx.x) % kWeightTile;
+  if (i >= rows || j >= columns) return;
+  float total = 0;
+  for (int warp = 0; warp < kWeightThreads / 32; ++warp) total += warps[warp][i][j];
+  static_cast<float*>(job.weight_gradient)[(plane * job.kernel_height + dy + i) * job.kernel_width + dx + j] = total;
 }
 
 }  // namespace fastpose

@@ -72,6 +72,14 @@ def positive_int(name: str, value: Any) -> int:
     return value
 
 
+def non_negative_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {type(value).__name__}, allowed is an integer")
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, allowed is an integer of at least 0")
+    return value
+
+
 def size(name: str, value: Any) -> tuple[int, int]:
     """(height, width), or one integer for a square."""
     if isinstance(value, int) and not isinstance(value, bool):

@@ -84,6 +84,7 @@ class OpCase:
     gradient_roundings: int = 1  # to the maps' dtype, one after the other
     number: str = ""  # an option that varies from call to call without a new graph
     linear: bool = False  # in what is differentiated: differentiable any number of times
+    smallest_side: int = 1  # of maps of which results can be compared
     not_numbers_as_in_pytorch: bool = True  # whether NaN and infinity reach what they reach in plain PyTorch, and no more
 
     def call(
@@ -272,6 +273,10 @@ def _decode_heatmaps(
     return Call(ops.decode_heatmaps, tensors, options, differentiable)
 
 
+def _flat_windows(**arguments: Any) -> torch.Tensor:
+    return ops.crop_windows(**arguments).flatten(0, 1)  # four dimensions can be laid out in all ways
+
+
 def _crop_windows(
     shape: Shape,
     dtype: torch.dtype,
@@ -285,6 +290,8 @@ def _crop_windows(
     **options: Any,
 ) -> Call:
     """Some windows reach over the source's border, some lie outside, and one in seven has no centre."""
+    if layout == "far_apart":
+        windows = 1  # each would have 2^31 elements to itself
     source = torch.rand(tuple(shape), generator=generator)
     source = (255 * source).to(device, torch.uint8) if image else source.to(device, dtype)
     centers = _keypoints(Shape(shape.batch, windows, shape.height, shape.width), 0, generator)
@@ -295,7 +302,81 @@ def _crop_windows(
         del options["sides"]
         cells = torch.tensor(options["size"][::-1])
         tensors["sides"] = (shrink * cells * (0.5 + 0.5 * torch.rand(*centers.shape, generator=generator))).to(device)
-    return Call(ops.crop_windows, tensors, options, () if image else ("source",))
+    return Call(_flat_windows, tensors, options, () if image else ("source",))
+
+
+def _local_contrast_normalization(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    layout: str,
+    generator: torch.Generator,
+    **options: Any,
+) -> Call:
+    """Images with a corner where nothing is to be seen."""
+    images = torch.rand(tuple(shape), generator=generator)
+    images[..., : shape.height // 2, : shape.width // 2] = 0
+    images = lay_out(images.to(device, dtype), layout)
+    return Call(ops.local_contrast_normalization, {"images": images}, options, ("images",))
+
+
+def _distance_transform2d(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    layout: str,
+    generator: torch.Generator,
+    *,
+    each_sample: bool = False,
+    anchors: bool = False,
+    steepest: int = 12,
+) -> Call:
+    """On a grid on which sums are exact in every precision, so that equal maxima are equal in all; in float64 off it, so that
+    there are none."""
+
+    def on_grid(size: tuple[int, ...], low: int, high: int, unit: float) -> torch.Tensor:
+        numbers = unit * torch.randint(low, high + 1, size, generator=generator)
+        if dtype == torch.float64:
+            return numbers.double() + unit * torch.rand(size, generator=generator, dtype=dtype)
+        return numbers.to(device)
+
+    scores = on_grid(tuple(shape), -127, 127, 1 / 64)
+    of = (shape.batch, shape.joints) if each_sample else (shape.joints,)
+    quadratic, linear = on_grid((*of, 2), 1, steepest, 1 / 256), on_grid((*of, 2), -8, 8, 1 / 64)
+    tensors = {
+        "scores": lay_out(scores.to(device, dtype), layout),
+        "springs": torch.stack((quadratic, linear), -1).flatten(-2),
+    }
+    if anchors:
+        tensors["anchors"] = on_grid((*of, 2), -9, 9, 0.25)
+    return Call(ops.distance_transform2d, tensors, {}, tuple(tensors))
+
+
+def _gaussian_conv2d(
+    shape: Shape,  # of the result, with the channels in place of the joints
+    dtype: torch.dtype,
+    device: str | torch.device,
+    layout: str,
+    generator: torch.Generator,
+    *,
+    kernel: tuple[int, int] = (3, 3),
+    stride: int = 1,
+    padding: int = 1,
+    **options: Any,
+) -> Call:
+    of_labels, options = _split(options)
+    shape = shape._replace(joints=max(shape.joints, 1))  # a convolution without channels is refused, by PyTorch too
+    joints, (rows, columns) = 3, kernel
+    size = ((shape.height - 1) * stride + rows - 2 * padding, (shape.width - 1) * stride + columns - 2 * padding)
+    keypoints, labels = _labels(Shape(shape.batch, joints, *size), device, generator, **of_labels)
+    weight = torch.randn(shape.joints, joints, rows, columns, generator=generator)
+    tensors = {
+        "base": lay_out(torch.randn(tuple(shape), generator=generator).to(device, dtype), layout),
+        "weight": weight.to(device, dtype),
+        "keypoints": keypoints,
+    }
+    options = {**labels, "size": size, "stride": stride, "padding": padding, **options}
+    return Call(ops.gaussian_conv2d, tensors, options, ("base", "weight"))
 
 
 _DRAWING: dict[str, dict[str, Any]] = {
@@ -381,6 +462,48 @@ CASES = (
         forward_passes=2,  # of as many cells as the source has
         backward_passes=2,
         number="sides",
+        linear=True,
+        not_numbers_as_in_pytorch=False,
+    ),
+    OpCase(
+        "local_contrast_normalization",
+        ops.local_contrast_normalization,
+        _local_contrast_normalization,
+        {
+            "plain": {},
+            "even": {"window": 3, "border": "even", "threshold": 0.01},
+            "weights": {"window": (1.0, 3.0, 4.0, 2.0, 0.5), "threshold": 0.1},
+            "wide": {"window": 31},
+        },
+        forward_passes=2,
+        backward_passes=3,
+        number="threshold",
+        smallest_side=2,  # a single pixel has no contrast, and what rounding makes of it is no measure
+    ),
+    OpCase(
+        "distance_transform2d",
+        ops.distance_transform2d,
+        _distance_transform2d,
+        {
+            "plain": {},
+            "anchors": {"anchors": True, "each_sample": True},
+            "loose": {"anchors": True, "steepest": 1},
+        },
+        forward_passes=3,
+        backward_passes=3,
+    ),
+    OpCase(
+        "gaussian_conv2d",
+        ops.gaussian_conv2d,
+        _gaussian_conv2d,
+        {
+            "plain": {},
+            "nearest": {"kernel": (2, 5), "stride": 3, "rounding": "nearest", "joint_sigmas": True},
+            "ief": {**_DRAWING["ief"], "kernel": (7, 7), "stride": 2, "padding": 3},
+        },
+        forward_passes=2,
+        backward_passes=1,
+        number="sigma",
         linear=True,
         not_numbers_as_in_pytorch=False,
     ),

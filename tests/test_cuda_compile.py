@@ -27,6 +27,8 @@ PACKED = {
     r"soft_argmax2d_joints_backward_kernel<": {"LDG", "STG"},
     r"decode_planes_kernel<\w+, [48], ": {"LDG"},
     r"decode_joints_kernel<\w+, [48], ": {"LDG"},
+    r"crop_windows_kernel<\w+, \w+, true>": {"LDG", "STG"},
+    r"crop_windows_backward_kernel<\w+, true>": {"LDG", "STG"},
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from fastpose import backend
 from fastpose.ops import distance_transform2d
 
-BACKENDS = ("reference",)
+BACKENDS = ("fused", "reference")
 each_backend = pytest.mark.parametrize("name", BACKENDS)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fastpose import backend
 from fastpose.ops import gaussian_conv2d, gaussian_heatmap
 
-BACKENDS = ("reference",)
+BACKENDS = ("fused", "reference")
 each_backend = pytest.mark.parametrize("name", BACKENDS)
 IEF: dict[str, Any] = {"amplitude": 100.0, "offset": -50.0}
 

@@ -10,7 +10,7 @@ import torch
 from fastpose import backend
 from fastpose.ops import local_contrast_normalization
 
-BACKENDS = ("reference",)
+BACKENDS = ("fused", "reference")
 each_backend = pytest.mark.parametrize("name", BACKENDS)
 
 

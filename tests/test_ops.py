@@ -117,7 +117,10 @@ def check(case: OpCase, call: Call, layout: str = "contiguous") -> None:
     exact = evaluate(exact_call, exact_call.reference(), [gradient.cpu() for gradient in upstream])
     compare = assert_same_in_float64 if in_float64 else assert_accurate
     for i, values in enumerate(zip(ours.outputs, exact.outputs, eager.outputs, strict=True)):
-        compare(f"output {i}", *values, factor=2)
+        if values[0].is_floating_point():
+            compare(f"output {i}", *values, factor=2)
+        else:
+            assert torch.equal(values[0].cpu(), values[1]), f"output {i}"
     # Rounded twice, a number is off by 3 times as much at most: half a unit, which the next binade doubles, and half.
     factor = 2 if case.gradient_roundings == 1 else 3
     for name, *values in zip(call.differentiable, ours.gradients, exact.gradients, eager.gradients, strict=False):
@@ -125,7 +128,7 @@ def check(case: OpCase, call: Call, layout: str = "contiguous") -> None:
 
 
 def bits(values: Values) -> list[torch.Tensor]:
-    return [tensor.cpu().flatten().view(torch.uint8) for tensor in (*values.outputs, *values.gradients)]
+    return [tensor.cpu().contiguous().flatten().view(torch.uint8) for tensor in (*values.outputs, *values.gradients)]
 
 
 def assert_same_bits(a: Values, b: Values) -> None:
@@ -174,6 +177,7 @@ def test_any_shape(case: OpCase, device: torch.device) -> None:
     @hypothesis.example((2, 0, 8, 8), "plain", torch.float32, "contiguous", 0)
     @hypothesis.example((1, 1, 1, 1), "plain", torch.float32, "contiguous", 0)
     def run(shape: tuple[int, int, int, int], variant: str, dtype: torch.dtype, layout: str, seed: int) -> None:
+        shape = (*shape[:2], *(max(side, case.smallest_side) for side in shape[2:]))
         check(case, case.call(shape, variant, dtype=dtype, device=device, layout=layout, seed=seed), layout)
 
     run()
@@ -399,11 +403,11 @@ def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
         torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
 
 
-@each_variant()
-def test_linear_ops_have_second_derivatives(case: OpCase, variant: str) -> None:
-    call = case.call((1, 2, 5, 6), variant, dtype=torch.float64)
-    if not case.linear or not call.differentiable:
+@each_case()
+def test_linear_ops_have_second_derivatives(case: OpCase) -> None:
+    if not case.linear:
         pytest.skip("not linear")
+    call = case.call((1, 2, 3, 4), list(case.variants)[-1], dtype=torch.float64)
     assert torch.autograd.gradgradcheck(call, call.leaves())
 
 
@@ -412,7 +416,7 @@ def test_reference_has_second_derivatives(case: OpCase, device: torch.device) ->
     call = case.call(SMALL, device=device)
     outputs = [output.square() for output in call.reference() if output.requires_grad]
     gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
-    second = torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
+    second = torch.autograd.grad(gradients, call.leaves(), upstream_of(gradients))
     assert all(gradient.any() for gradient in second)
 
 
@@ -492,7 +496,8 @@ def test_compiles_with_inductor(case: OpCase, device: torch.device) -> None:
 @each_case()
 def test_compiles_once_for_all_shapes(case: OpCase, device: torch.device) -> None:
     torch.compiler.reset()
-    calls = [case.call(shape, device=device) for shape in ((4, 3, 9, 8), (5, 6, 10, 7), (6, 7, 12, 16))]
+    # No size is that of something else, which would then be taken for one and the same.
+    calls = [case.call(shape, device=device) for shape in ((13, 11, 17, 19), (12, 10, 16, 18), (14, 15, 20, 21))]
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(calls[0].function, backend=backend, fullgraph=True, dynamic=True)
     graphs = []

@@ -220,10 +220,7 @@ def _flip_args(
     permutation: Sequence[int] | torch.Tensor | None,
     shift: int,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-    if isinstance(shift, bool) or not isinstance(shift, int):
-        raise TypeError(f"flip_shift: got {type(shift).__name__}, allowed is an integer")
-    if shift < 0:
-        raise ValueError(f"flip_shift: got {shift}, allowed is an integer of at least 0")
+    _check.non_negative_int("flip_shift", shift)
     if flipped is None:
         for name, given in (("flip_permutation", permutation is not None), ("flip_shift", shift != 0)):
             if given:

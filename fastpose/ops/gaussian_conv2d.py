@@ -43,7 +43,7 @@ def gaussian_conv2d(
         base: (B, O, h, w), the size that the convolution gives; any strides.
         keypoints: (B, K, 2), (x, y) in pixels of the maps, cell i has its centre at i. NaN: no label, the map is ``offset``.
             Not differentiable.
-        weight: (O, K, kernel rows, kernel columns), in the dtype of ``base``.
+        weight: (O, K, kernel rows, kernel columns), none of them 0, in the dtype of ``base``.
         size: (height, width) of the maps, or one number for a square.
         sigma: as in :func:`gaussian_heatmap`, like ``visible``, ``rounding``, ``amplitude`` and ``offset``, but not
             differentiable.
@@ -81,7 +81,7 @@ def gaussian_conv2d(
         if isinstance(operand, torch.Tensor):
             _check.not_differentiated(name, operand)
     stride = _check.positive_int("stride", stride)
-    padding = _check.positive_int("padding", padding) if padding else 0
+    padding = _check.non_negative_int("padding", padding)
     _check_weight(weight, base, keypoints)
     _check_base(base, keypoints, weight, (height, width), stride, padding)
     run = _op if fused(base) else gaussian_conv2d_reference
@@ -98,7 +98,7 @@ def gaussian_conv2d_reference(base: torch.Tensor, weight: torch.Tensor, *args: A
 def _check_weight(weight: torch.Tensor, base: torch.Tensor, keypoints: torch.Tensor) -> None:
     _check.floating("weight", weight)
     channels, joints = base.shape[1], keypoints.shape[1]
-    if weight.dim() != 4 or weight.shape[:2] != (channels, joints) or 0 in weight.shape[2:]:
+    if weight.dim() != 4 or weight.shape[:2] != (channels, joints) or 0 in weight.shape:
         allowed = (
             f"({channels}, {joints}, kernel rows, kernel columns), as base has O = {channels} and keypoints have K = {joints}"
         )
@@ -115,7 +115,10 @@ def _check_base(
         raise ValueError(
             f"keypoints: got shape {_check.shape(keypoints)}, but base has B = {base.shape[0]}; allowed is (B, K, 2)"
         )
-    out = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(size, weight.shape[2:], strict=True))
+    padded = tuple(n + 2 * padding for n in size)
+    if weight.shape[2] > padded[0] or weight.shape[3] > padded[1]:
+        raise ValueError(f"weight: got shape {_check.shape(weight)}, larger than the padded maps, {padded}")
+    out = tuple((n - k) // stride + 1 for n, k in zip(padded, weight.shape[2:], strict=True))
     if base.shape[2:] != out:
         raise ValueError(f"base: got shape {_check.shape(base)}, but the convolution gives (B, O, {out[0]}, {out[1]})")
 

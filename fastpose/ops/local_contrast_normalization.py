@@ -75,7 +75,7 @@ def local_contrast_normalization_reference(
         rows = functional.conv2d(maps, w.view(1, 1, 1, -1), padding=(0, half))
         return functional.conv2d(rows, w.view(1, 1, -1, 1), padding=(half, 0))
 
-    share = around(torch.ones_like(x[:1, :1]))
+    share = around(x.new_ones(1, 1, *x.shape[2:]))
     y = x - around(x.mean(1, keepdim=True)) / share
     variance = around(y.square().mean(1, keepdim=True))
     square = variance / (share if even else share.square())

@@ -2,10 +2,14 @@
 #include <cstdio>
 #include <limits>
 
+#include "crop_windows.h"
 #include "decode_heatmaps.h"
 #include "device.cuh"
+#include "distance_transform2d.h"
+#include "gaussian_conv2d.h"
 #include "gaussian_heatmap.h"
 #include "heatmap_mse_loss.h"
+#include "local_contrast_normalization.h"
 #include "soft_argmax2d.h"
 
 using namespace fastpose;
@@ -41,9 +45,9 @@ enum class Layout { planes, channels_last, odd };
 struct Shape {
   DType dtype;
   Layout layout;
-  int64_t joints, width;
+  int64_t joints, width, batch = kBatch, height = kHeight;
 
-  int64_t elements() const { return kBatch * joints * kHeight * width; }
+  int64_t elements() const { return batch * joints * height * width; }
 };
 
 Maps new_maps(const Shape& s) {
@@ -54,7 +58,7 @@ Maps new_maps(const Shape& s) {
     if (s.dtype == DType::float32) std::memcpy(data + i * size, &value, 4);
     else narrow(value, reinterpret_cast<BFloat16*>(data + i * size));
   }
-  const int64_t plane = kHeight * s.width, image = s.joints * plane;
+  const int64_t plane = s.height * s.width, image = s.joints * plane;
   return s.layout == Layout::channels_last ? Maps{data, image, 1, s.width * s.joints, s.joints} : Maps{data, image, plane, s.width, 1};
 }
 
@@ -121,6 +125,55 @@ void decode_heatmaps(const Shape& s) {
     }
 }
 
+void crop_windows(const Shape& s) {
+  constexpr int64_t kCount = 3;
+  CropWindows job{.dtype = s.dtype, .image = false, .antialias = true, .batch = kBatch, .count = kCount, .channels = s.joints,
+                  .source_height = kHeight, .source_width = s.width, .height = 4, .width = 6, .source = new_maps(s), .windows = {},
+                  .boxes = nullptr, .normalisations = 1, .factor = {2}, .inside = {1}, .outside = {3}};
+  float* boxes = numbers(kBatch * kCount * 4, float(s.width));
+  boxes[0] = kNaN;
+  job.boxes = boxes;
+  job.windows = new_maps({s.dtype, s.layout, s.joints, job.width, kBatch * kCount, job.height});
+  crop_windows_cuda(job, allocate<char>(crop_windows_bytes(job, false)), nullptr);
+  job.source = new_maps(s);
+  crop_windows_backward_cuda(job, allocate<char>(crop_windows_bytes(job, true)), nullptr);
+  job.image = true;
+  job.source.data = allocate<uint8_t>(s.elements());
+  crop_windows_cuda(job, allocate<char>(crop_windows_bytes(job, false)), nullptr);
+}
+
+void local_contrast_normalization(const Shape& s) {
+  for (int64_t size : {5, 11}) {
+    LocalContrast job{.dtype = s.dtype, .batch = kBatch, .channels = s.joints, .height = kHeight, .width = s.width,
+                      .images = new_maps(s), .result = new_maps(s), .gradient = new_maps(s),
+                      .mean = allocate<float>(kBatch * kHeight * s.width), .deviation = allocate<float>(kBatch * kHeight * s.width),
+                      .size = size, .weights = {}, .even = size == 5, .threshold = 0.1};
+    std::fill_n(job.weights, size, 1 / double(size));
+    local_contrast_normalization_cuda(job, nullptr);
+    local_contrast_normalization_backward_cuda(job, nullptr);
+  }
+}
+
+void distance_transform2d(const Shape& s) {
+  const int64_t planes = kBatch * s.joints;
+  const DistanceTransform job{s.dtype, kBatch, s.joints, kHeight, s.width, new_maps(s), new_maps(s), allocate<int32_t>(s.elements()),
+                              numbers(6 * planes, 0.1f), allocate<float>(6 * planes)};
+  distance_transform2d_cuda(job, allocate<char>(distance_transform2d_bytes(job, false)), nullptr);
+  distance_transform2d_backward_cuda(job, allocate<char>(distance_transform2d_bytes(job, true)), nullptr);
+}
+
+void gaussian_conv2d(const Shape& s) {
+  constexpr int64_t kKernel = 3, kPadding = 1;
+  Gaussians g = gaussians({s.dtype, s.layout, 2, s.width}, 1, false);
+  g.radius = std::numeric_limits<double>::infinity();
+  g.offset = 0.5;
+  const Shape weight{s.dtype, Layout::planes, g.joints, kKernel, s.joints, kKernel};
+  const GaussianConv job{g, s.dtype, s.joints, kHeight, s.width, kKernel, kKernel, 1, kPadding, new_maps(weight).data, new_maps(s),
+                         new_maps(s), allocate<float>(s.joints * (g.joints + 1) * kKernel * kKernel)};
+  gaussian_conv2d_cuda(job, allocate<char>(gaussian_conv2d_bytes(job)), nullptr);
+  gaussian_conv2d_backward_cuda(job, allocate<char>(gaussian_conv2d_bytes(job)), nullptr);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -133,6 +186,10 @@ int main(int, char** arguments) {
       else if (op == "heatmap_mse_loss") heatmap_mse_loss(shape);
       else if (op == "soft_argmax2d") soft_argmax2d(shape);
       else if (op == "decode_heatmaps") decode_heatmaps(shape);
+      else if (op == "crop_windows") crop_windows(shape);
+      else if (op == "local_contrast_normalization") local_contrast_normalization(shape);
+      else if (op == "distance_transform2d") distance_transform2d(shape);
+      else if (op == "gaussian_conv2d") gaussian_conv2d(shape);
       else return 2;
     }
   for (const std::string& barrier : cuda_on_cpu::reached) std::printf("barrier %s\n", barrier.c_str());
