@@ -72,7 +72,7 @@ class Predictor:
             raise ValueError(f"codec: got None, but {type(model).__name__} predicts heatmaps")
         self.codec = codec
         self.skeleton = skeleton
-        self.crops = CropSettings.preset(crop, size=pose_model.input_size) if codec is None else crop_settings(codec, crop)
+        self.crops = crop_settings(pose_model, codec, crop)
 
     @classmethod
     def load(cls, weights: str | os.PathLike[str], device: str | torch.device | None = None) -> Predictor:
@@ -220,6 +220,7 @@ class _Heatmaps(HeatmapModel):
     """Another module as one of `fastpose.models`."""
 
     stage_names = ()
+    input_size = (256, 256)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -229,10 +230,11 @@ class _Heatmaps(HeatmapModel):
         return self.model(images)
 
 
-def crop_settings(codec: HeatmapCodec, crop: str = "mpii") -> CropSettings:
-    """Crops without augmentation that meet the codec: of its input size, and unbiased where it is."""
-    convention = {"convention": "udp"} if codec.mapping == "udp" else {}
-    return CropSettings.preset(crop, size=codec.input_size, **convention)
+def crop_settings(model: PoseModel, codec: HeatmapCodec | None, crop: str = "mpii") -> CropSettings:
+    """Crops without augmentation as a model takes them: padded as it was trained, and unbiased where its codec is."""
+    changes = {"convention": "udp"} if codec is not None and codec.mapping == "udp" else {}
+    size = model.input_size if codec is None else codec.input_size
+    return CropSettings.preset(crop, size=size, fill=round(255 * model.padding), **changes)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from fastpose.models import PoseModel
 
 _COLUMNS = ("config", "parameters", "GMAC", "input", "output", "stages")
 
@@ -39,13 +42,9 @@ def models() -> None:
         console.print(table)
 
 
-def _facts(model: nn.Module) -> tuple[str, ...]:
-    """Size, input, output and stages, as far as the model's class tells."""
-    from fastpose.models import PoseModel
-
+def _facts(model: PoseModel) -> tuple[str, ...]:
+    """Size, input, output and stages."""
     parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
-    if not isinstance(model, PoseModel):
-        return (parameters,)
     height, width = model.input_size
     with FlopCounterMode(display=False) as counter:
         stages = model.predict(torch.empty(1, 3, height, width))

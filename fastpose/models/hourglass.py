@@ -128,8 +128,8 @@ class StackedHourglass(HeatmapModel):
 
     configurations: ClassVar[Configurations] = {
         "paper": {},
-        # As many stacks as the first version of the paper on arXiv has, whose layers were others.
-        "two_stacks": {"stacks": 2},
+        # As many stacks as the first version of the paper on arXiv, whose layers were others.
+        "v1": {"stacks": 2},
         "modern": {"stacks": 2, "stem": "pytorch_pose"},
     }
 

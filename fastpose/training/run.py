@@ -231,10 +231,7 @@ class _Folders:
 
 
 def _crops(recipe: Recipe, model: PoseModel, codec: HeatmapCodec | None, data: TrainingData) -> CropSettings:
-    name = recipe.crop or data.crop
-    if codec is not None:
-        return crop_settings(codec, name)
-    return CropSettings.preset(name, size=recipe.input_size or model.input_size)
+    return crop_settings(model, codec, recipe.crop or data.crop)
 
 
 def _views(
