@@ -45,7 +45,7 @@ struct BestOf {
 
 // best(u_y, q_x): a thread a q_x and four u_y. Neighbouring threads read the same scores. Bytes: the scores read, the pass written.
 template <typename T>
-__global__ void __launch_bounds__(kTransformThreads) distance_transform2d_rows_kernel(DistanceTransform job, FirstPass pass, int64_t items) {
+__global__ void __launch_bounds__(kTransformThreads, 8) distance_transform2d_rows_kernel(DistanceTransform job, FirstPass pass, int64_t items) {
   const int64_t item = int64_t(blockIdx.x) * kTransformThreads + threadIdx.x;
   if (item >= items) return;
   const TransformItem at(job, item);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kTransformThreads) distance_transform2d_rows_k
 
 // A thread has a column and four rows of the result. Bytes: the pass read, values and cells written.
 template <typename T>
-__global__ void __launch_bounds__(kTransformThreads) distance_transform2d_columns_kernel(DistanceTransform job, FirstPass pass, int64_t items) {
+__global__ void __launch_bounds__(kTransformThreads, 8) distance_transform2d_columns_kernel(DistanceTransform job, FirstPass pass, int64_t items) {
   const int64_t item = int64_t(blockIdx.x) * kTransformThreads + threadIdx.x;
   if (item >= items) return;
   const TransformItem at(job, item);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kTransformThreads) distance_transform2d_column
 // gradient goes to the row of each maximum, along the rows from there to its column. Bytes: upstream gradient and cells read, the
 // gradient written, and working memory in the cache.
 template <typename T>
-__global__ void __launch_bounds__(kTransformThreads)
+__global__ void __launch_bounds__(kTransformThreads, 8)
     distance_transform2d_backward_kernel(DistanceTransform job, FirstPass pass, float* sums) {
   const int64_t plane = blockIdx.x, first = plane * job.height * job.width;
   const int height = int(job.height), width = int(job.width), count = height * width;
