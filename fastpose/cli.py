@@ -14,6 +14,7 @@ try:
     from typer.core import TyperGroup
 
     from fastpose.commands._output import complain
+    from fastpose.commands.bench import bench
     from fastpose.commands.demo import demo
     from fastpose.commands.info import info
     from fastpose.commands.models import models
@@ -55,7 +56,7 @@ def options(
     """Human pose estimation with fused heatmap kernels."""
 
 
-for command in (train, predict, demo, models, info):
+for command in (train, predict, demo, bench, models, info):
     app.command()(command)
 
 
