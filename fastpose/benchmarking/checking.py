@@ -77,4 +77,4 @@ def _largest_error(result: torch.Tensor, exact: torch.Tensor, border: int) -> fl
         result, exact = (tensor[..., border:-border, border:-border] for tensor in (result, exact))
     result = result.detach().double()
     same = (result == exact) | (result.isnan() & exact.isnan())
-    return _largest(torch.where(same, 0, (result - exact).abs().nan_to_num(math.inf)))
+    return _largest(torch.where(same, 0, (result - exact).abs().nan_to_num(math.inf, posinf=math.inf)))

@@ -35,8 +35,8 @@ def peak_memory(call: Callable[[], Any], device: str) -> int:
 
     On a CPU these are the allocations that torch's profiler sees: not the scratch memory of oneDNN, nor NumPy's.
     """
-    gc.collect()
     if device == "cuda":
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
