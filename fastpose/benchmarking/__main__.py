@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None, *, prog: str = "python -m fastpose.
     Returns:
         Exit code: 0, 1 if fastpose failed somewhere, 2 if something impossible was asked for.
     """
-    options = vars(_parser(prog, out).parse_args(arguments))
+    options = vars(parser(prog, out).parse_args(arguments))
     out, compare, resume = (options.pop(name) for name in ("out", "compare", "resume"))
     try:
         settings = parse_settings(**options)
@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None, *, prog: str = "python -m fastpose.
     return 1 if outcome.failures else 0
 
 
-def _parser(prog: str, out: Path) -> argparse.ArgumentParser:
+def parser(prog: str, out: Path) -> argparse.ArgumentParser:
+    """Of the options that `fastpose bench` has too."""
     parser = argparse.ArgumentParser(prog=prog, description="Measure fastpose against its baselines on this machine.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=HELP["suites"])
     for flag in ("quick", "resume"):

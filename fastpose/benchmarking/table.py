@@ -151,8 +151,8 @@ def ceilings_line(result: dict[str, Any]) -> str:
     """On one line: what the machine can do."""
     parts = []
     for ceilings in result["ceilings"]:
-        found = [f"{name} {value:.3g} GB/s" for name, value in ceilings["gigabytes_per_second"].items()]
-        found += [f"{name} {value:.3g} TFLOP/s" for name, value in ceilings["teraflops"].items()]
+        found = [f"{name} {_number(value)} GB/s" for name, value in ceilings["gigabytes_per_second"].items()]
+        found += [f"{name} {_number(value)} TFLOP/s" for name, value in ceilings["teraflops"].items()]
         count = ceilings["threads"]
         parts.append(", ".join(found) + (f" ({count} thread{'s' * (count != 1)})" if count else ""))
     return f"Ceilings: {'; '.join(parts)}." if parts else "Ceilings: not measured."
