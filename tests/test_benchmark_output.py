@@ -164,16 +164,13 @@ def test_the_terminal_gets_the_gist(result: dict[str, Any]) -> None:
     found = {title: (heads, rows) for title, heads, rows in tables(result, brief_cells)}
     heads, rows = found["Ops"]
     assert dict(zip(heads, rows[0], strict=True)) == {
-        "what": "render 32×16×64×64 float32, 2 threads",
+        "job": "render\n32×16×64×64 float32, 2 threads",
         "ms": "0.5",
-        "rate": "16.8 GB/s",
-        "of ceiling": "84% (bandwidth)",
-        "peak memory": "1 MiB (0.25 × eager)",
-        "speed-up": "2.00×",
-        "over": "compile separable",
-        "× copy": "2.00",
+        "of ceiling": "84%",
+        "memory": "1 MiB",
+        "speed-up": "2.00× compile separable",
     }
-    assert rows[1] == ["decode 32×16×64×64 float32, 2 threads", "it is wrong", "–", "–", "–", "–", "–", "–"]
+    assert rows[1] == ["decode\n32×16×64×64 float32, 2 threads", "it is wrong", "–", "–", "–"]
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
@@ -281,8 +278,8 @@ def test_bench_measures_prints_and_writes(tmp_path: Path) -> None:
     assert "decode quarter 1×16×64×64 float32, 1 thread: " in ran.stderr  # as it goes
     assert "A quick look" in ran.stdout
     assert "Ceilings: copy " in ran.stdout
-    (line,) = (line for line in ran.stdout.splitlines() if line.startswith("│ decode quarter"))
-    assert "GB/s" in line
+    (line,) = (line for line in ran.stdout.splitlines() if line.startswith("  decode quarter"))
+    assert "%" in line
     name = "fastpose-bench-cpu-quick"
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.json", f"{name}.speedups.png", f"{name}.roofline.png"}
     (found,) = json.loads((tmp_path / f"{name}.json").read_text())["rows"]

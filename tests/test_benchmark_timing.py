@@ -18,7 +18,8 @@ from fastpose.benchmarking import machine, timing
 from fastpose.benchmarking.ceilings import ceilings_of, measure_ceilings
 from fastpose.benchmarking.checking import Judge, WrongResultError
 from fastpose.benchmarking.memory import peak_memory
-from fastpose.benchmarking.workload import Provider, Workload
+from fastpose.benchmarking.preparing import prepare
+from fastpose.benchmarking.workload import OURS, Provider, Workload
 
 # ---- rounds -----------------------------------------------------------------------------------------------------------
 
@@ -134,6 +135,12 @@ class FakeGPU:
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         properties = SimpleNamespace(L2_cache_size=60 * 2**20)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (7, 7))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350)
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
 
 @pytest.fixture
@@ -182,6 +189,55 @@ def test_results_live_until_the_capture_ends(gpu: FakeGPU) -> None:
 @pytest.mark.parametrize(("mebibytes", "sets"), [(4, 45), (128, 2), (1024, 1), (0, 512)])
 def test_inputs_take_turns_until_they_are_out_of_the_cache(gpu: FakeGPU, mebibytes: int, sets: int) -> None:
     assert timing.input_sets(mebibytes * 2**20) == sets
+
+
+def test_a_workload_on_a_gpu(gpu: FakeGPU) -> None:
+    """Graphs share a pool, but one provider has its own; floors have their own inputs; what cannot be captured is left out."""
+    seeds: list[tuple[str, int]] = []
+
+    def inputs(name: str) -> Callable[[int], tuple[torch.Tensor, ...]]:
+        def make(seed: int) -> tuple[torch.Tensor, ...]:
+            seeds.append((name, seed))
+            return (torch.full((2, 3, 8, 8), float(seed + 1)),)
+
+        return make
+
+    def provider(milliseconds: float, **options: Any) -> Provider:
+        def function(x: torch.Tensor) -> torch.Tensor:
+            gpu.clock.now += milliseconds / 1e3
+            return x.sum(0, keepdim=True)
+
+        return Provider(lambda: function, **options)
+
+    def refuse(x: torch.Tensor) -> torch.Tensor:
+        if gpu.pools:  # since the first capture
+            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+        return x.sum(0, keepdim=True)
+
+    workload = job(
+        device="cuda",
+        make_inputs=inputs("job"),
+        bytes_moved=90 * 2**20,
+        providers={
+            OURS: provider(1, role="ours", own_graph=True),
+            "eager": provider(2),
+            "copy": provider(3, role="floor", make_inputs=inputs("copy")),
+            "kornia": Provider(lambda: refuse),
+        },
+    )
+    prepared = prepare(workload, list(workload.providers), lambda what: None)
+    assert torch.backends.cudnn.benchmark
+    assert prepared.sets == 2
+    assert seeds == [("job", 0), ("copy", 0), ("job", 1), ("copy", 0), ("copy", 1)]
+    assert gpu.pools == [(7, 7)] * len(gpu.pools)
+    assert prepared.errors == {
+        "kornia": "cannot be captured in a CUDA graph: RuntimeError: operation not permitted when stream is capturing"
+    }
+    assert {name: run() for name, run in prepared.rounds.items()} == pytest.approx({OURS: 1e-3, "eager": 2e-3, "copy": 3e-3})
+    assert prepared.peaks == {"eager": 250, "copy": 250, "kornia": 250}
+    before = gpu.clock.now
+    prepared.calls["eager"]()
+    assert gpu.clock.now - before == pytest.approx(2 * 2e-3)
 
 
 # ---- checks before the timing -----------------------------------------------------------------------------------------

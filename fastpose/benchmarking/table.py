@@ -22,19 +22,15 @@ def tables(result: dict[str, Any], cells: Callable[[Row], dict[str, str]]) -> It
 
 
 def brief_cells(row: Row) -> dict[str, str]:
-    """What fits on a terminal of a row, by the heads of the columns."""
-    ours, floors = row["providers"].get(OURS, {}), dict(zip(_floor_names(row), _floors(row), strict=True))
-    timed = "ms" in ours
-    found = {
-        "what": row_title(row),
-        "ms": _number(ours["ms"]) if timed else ours.get("error", "not timed"),
-        "rate": _rate(row) if timed else _ABSENT,
-        "of ceiling": _share(row),
-        "peak memory": _memory(row),
-        "speed-up": f"{row['speedup_quartiles'][1]:.2f}×" if "fastest_baseline" in row else _ABSENT,
-        "over": row.get("fastest_baseline", _ABSENT),
+    """What fits on a terminal of a row, by the heads of the columns; the first cell has two lines."""
+    ours = row["providers"].get(OURS, {})
+    return {
+        "job": f"{row['workload']}\n{row_title(row).removeprefix(row['workload'] + ' ')}",
+        "ms": _number(ours["ms"]) if "ms" in ours else ours.get("error", "not timed"),
+        "of ceiling": _share(row).partition(" ")[0],
+        "memory": _memory(row).partition(" (")[0],
+        "speed-up": f"{row['speedup_quartiles'][1]:.2f}× {row['fastest_baseline']}" if "fastest_baseline" in row else _ABSENT,
     }
-    return found | ({"× copy": floors["copy"]} if "copy" in floors else {})
 
 
 def all_cells(row: Row) -> dict[str, str]:

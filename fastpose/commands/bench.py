@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fastpose.benchmarking.settings import HELP
 
@@ -49,7 +50,7 @@ def bench(
     for line in (machine_line(outcome.result), ceilings_line(outcome.result)):
         console.print(line, highlight=False, markup=False)
     for title, heads, rows in tables(outcome.result, brief_cells):
-        table = Table(*heads, title=title, title_justify="left")
+        table = Table(Column(heads[0], no_wrap=True), *heads[1:], title=title, title_justify="left", box=SIMPLE_HEAD)
         for row in rows:
             table.add_row(*row)
         console.print(table)
