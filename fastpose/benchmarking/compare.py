@@ -144,36 +144,42 @@ class _Process:
 
     def __enter__(self) -> _Process:
         path = os.pathsep.join(filter(None, [str(self._root), os.environ.get("PYTHONPATH")]))
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fastpose.benchmarking.worker"],
-            cwd=self._root,
-            env={**os.environ, "PYTHONPATH": path},
-            text=True,
-            bufsize=1,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
-        answer = self.ask("settings", **dataclasses.asdict(self._settings))
-        if answer["root"] != str(self._root):
-            raise ValueError(f"compare: fastpose should come from {self._root}, but comes from {answer['root']}")
+        with contextlib.ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fastpose.benchmarking.worker"],
+                cwd=self._root,
+                env={**os.environ, "PYTHONPATH": path},
+                text=True,
+                bufsize=1,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+            stack.callback(self._end)
+            answer = self.ask("settings", **dataclasses.asdict(self._settings))
+            if answer["root"] != str(self._root):
+                raise ValueError(f"compare: fastpose should come from {self._root}, but comes from {answer['root']}")
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # the end of its orders
+        self._stack.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # type: ignore[union-attr]  # the end of its orders
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._errors.close()
+        self._process.stdout.close()  # type: ignore[union-attr]
 
     def ask(self, order: str, **arguments: Any) -> dict[str, Any]:
         """Give an order and wait for the answer; ValueError, with what it wrote to stderr, if the process has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self._process.stdin
+        assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": order, "with": arguments}) + "\n")
         line = self._process.stdout.readline()

@@ -35,6 +35,11 @@ class Prepared:
     errors: dict[str, str] = field(default_factory=dict)
     sets: int = 1
 
+    def forget_functions(self) -> None:
+        """Let go of the providers' modules, inputs and graphs."""
+        self.calls.clear()
+        self.rounds.clear()
+
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:

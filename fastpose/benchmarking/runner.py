@@ -141,10 +141,9 @@ def measure_here(workload: Workload, threads: int | None, settings: Settings, do
             prepared = Prepared(errors={name: str(error) for name in names})
         doing(f"{title}: timing")
         times = take_turns(prepared.rounds, settings)
-    measured = Measured(times, {name: workload.providers[name].role for name in names}, prepared)
-    prepared.rounds.clear()
+    prepared.forget_functions()
     release_memory(workload.device)
-    return measured
+    return Measured(times, {name: workload.providers[name].role for name in names}, prepared)
 
 
 def take_turns(rounds: Mapping[str, Round], settings: Settings) -> dict[str, list[float]]:
