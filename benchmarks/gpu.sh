@@ -43,7 +43,7 @@ build() {
 # Only test files that know of GPUs: others may need libraries that are not here.
 gpu_tests() {  # markers, further options of pytest; $under: a command to run it under
   local files
-  mapfile -t files < <(grep -lE '\bdevice: torch\.device\b|pytest\.mark\.(cuda|gpu_matrix|sanitize)\b' tests/test_*.py)
+  mapfile -t files < <(grep -lE '\bdevice: torch\.device\b|pytest\.mark\.(cuda|gpu_matrix|sanitize)\b|no GPU' tests/test_*.py)
   # shellcheck disable=SC2086
   ${under:-} "$python" -m pytest -q -p no:cacheprovider ${dry:+--collect-only} "${files[@]}" -m "$@"
 }
@@ -62,11 +62,7 @@ sanitize() {  # tool
 memcheck() { sanitize memcheck; }
 racecheck() { sanitize racecheck; }
 
-tune() {
-  "$python" -c 'from importlib.util import find_spec as f; exit(not (f("fastpose.triton") and f("fastpose.triton.tune")))' ||
-    { echo "this revision has nothing to tune"; return "$NOTHING_TO_DO"; }
-  "$python" -m fastpose.triton.tune ${dry:+--help}
-}
+tune() { "$python" -m fastpose.benchmarking.tune; }
 
 measure() {  # suite, options of a dry run
   local suite=$1 device=(--device cuda)

@@ -18,7 +18,7 @@ _SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MARKERS = (
     "kernel: what a kernel computes; run again for every SIMD level and for CUDA on the CPU",
-    "cuda: needs a GPU; whatever the fixture `device` runs on one has this marker by itself",
+    "cuda: needs a GPU; set by itself where the fixture `device` is one, or where `skipif` has the reason `no GPU`",
     "sanitize: small enough for compute-sanitizer, which slows a kernel a hundredfold; benchmarks/gpu.sh runs those on a GPU",
     "gpu_matrix: every configuration of a kernel on a GPU; runs with -m gpu_matrix, and in benchmarks/gpu.sh before the timing",
 )
@@ -50,7 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("device") == "cuda":
+        on_gpu = getattr(item, "callspec", None) and item.callspec.params.get("device") == "cuda"
+        if on_gpu or any("no GPU" in marker.kwargs.get("reason", "") for marker in item.iter_markers("skipif")):
             item.add_marker("cuda")
         if item.get_closest_marker("gpu_matrix"):
             item.add_marker("cuda")

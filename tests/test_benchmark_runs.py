@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from fastpose.benchmarking import blocks, networks, ops, runner
+from fastpose.benchmarking import blocks, networks, ops, runner, tune
 from fastpose.benchmarking.preparing import prepare
 from fastpose.benchmarking.results import ResultFile, read_results
 from fastpose.benchmarking.runner import planned, run, thread_counts
@@ -376,7 +378,9 @@ def test_a_network_is_compiled_for_inference_where_that_exists(
 ) -> None:
     asked: list[tuple[int, ...]] = []
 
-    def compile_for_inference(model: torch.nn.Module, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def compile_for_inference(
+        model: torch.nn.Module, example: torch.Tensor, **options: Any
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         assert not model.training
         asked.append(tuple(example.shape))
         return lambda images: model(images)[-1]  # the final prediction alone
@@ -433,3 +437,32 @@ def test_exact_results_are_plain_and_in_float64() -> None:
     from fastpose._library import current_backend
 
     assert (plain(current_backend)(), current_backend()) == ("reference", "fused")
+
+
+# ---- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def test_fused_layers_of_blocks_and_networks_are_tuned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_networks: list[Workload]
+) -> None:
+    tuned: list[tuple[int, ...]] = []
+
+    def tune_layers(model: Callable[[torch.Tensor], Any], images: torch.Tensor, progress: Callable[[str], None]) -> None:
+        model(images)
+        tuned.append(tuple(images.shape))
+        progress("12 µs")
+
+    monkeypatch.setitem(sys.modules, "fastpose.triton", ModuleType("fastpose.triton"))
+    tuning = ModuleType("fastpose.triton.tuning")
+    tuning.tune = tune_layers
+    monkeypatch.setitem(sys.modules, "fastpose.triton.tuning", tuning)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main() == tune.NOTHING_TO_DO
+    assert "nothing to tune: device: got 'cuda', but torch finds no GPU here" in capsys.readouterr().out
+
+    monkeypatch.setattr(blocks, "LEVELS", (8, 4))
+    monkeypatch.setitem(networks.STACKS, "cpu", (1, 2))
+    monkeypatch.setattr(tune, "Settings", lambda suites, device: Settings(suites=suites, batches=(1,)))
+    assert tune.main() == 0
+    assert tuned == [(1, 256, 8, 8), (1, 256, 4, 4), (1, 3, 128, 128)]
+    assert "residual inference 1×256×8×8 float32\n  12 µs\n" in capsys.readouterr().out

@@ -60,6 +60,7 @@ def _workload(shape: tuple[int, int, int, int], dtype: torch.dtype, settings: Se
         bytes_moved=5 * maps + 3 * weights if training else 2 * maps + weights,
         flops=partial(modules.count_flops, block, shape, training=training),
         arithmetic=dtype,
+        tunable=None if training else lambda: job(make()),
         terms=max(9 * CHANNELS // 2, shape[0] * shape[2] * shape[3] if training else 0),  # of a convolution, of a gradient
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ BATCHES = {"cpu": (1, 4), "cuda": (32, 1, 8, 128)}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 _TERMS = 9 * 128  # in a convolution; in the gradient of the first one's weights as many as pixels
 CPU_STACKS_AND_IMAGES = 8  # what takes longer than so many stacks times images is left out
+_FINAL_ONLY = {"last_only": True} if "last_only" in inspect.signature(StackedHourglass.forward).parameters else {}
 CHECKED_IMAGES = 2  # of an inference, in which images do not depend on each other
 _TRAFFIC = 20 * 256 * (SIZE // STRIDE) ** 2  # elements that one stack writes of one image: about 20 maps of 256 channels
 
@@ -51,15 +53,18 @@ def _modes(settings: Settings) -> tuple[str, ...]:
 def _inference(stacks: int, batch: int, dtype: torch.dtype, settings: Settings) -> Workload:
     device = settings.device
 
+    def copied(dtype: torch.dtype = dtype) -> nn.Module:
+        return modules.own_copy(_network(stacks).eval(), dtype, device)
+
     def make(dtype: torch.dtype = dtype) -> Form:
-        return modules.form(modules.own_copy(_network(stacks).eval(), dtype, device))
+        network = copied(dtype)
+        return Form(lambda images: network(images, **_FINAL_ONLY), list(network.parameters()))
 
     def fused() -> Function:
-        network = make().forward
         compile_for_inference = getattr(fastpose, "compile_for_inference", None)
-        if compile_for_inference is not None:
-            network = compile_for_inference(network, *_images(batch, dtype, device, 0))
-        return torch.no_grad()(network)
+        if compile_for_inference is None:
+            return modules.inference(make())
+        return compile_for_inference(copied(), *_images(batch, dtype, device, 0), **_FINAL_ONLY)
 
     own_graph = device == "cuda" and hasattr(fastpose, "compile_for_inference")
     outputs = stacks * batch * JOINTS * (SIZE // STRIDE) ** 2
@@ -76,6 +81,8 @@ def _inference(stacks: int, batch: int, dtype: torch.dtype, settings: Settings) 
         bytes_moved=(batch * 3 * SIZE**2 + outputs + _parameters(stacks)) * dtype.itemsize,
         flops=partial(_flops, stacks, batch, training=False),
         arithmetic=dtype,
+        # More stacks have no layers of other shapes than two.
+        tunable=(lambda: modules.inference(make())) if stacks == 2 else None,
         terms=_TERMS,
         compared=lambda result: _last(result)[:CHECKED_IMAGES],
         traffic=stacks * batch * _TRAFFIC * dtype.itemsize,

@@ -60,6 +60,7 @@ class Workload:
         magnitude: of the numbers on the way to a result, where it is more than the result's own.
         terms: numbers that are summed up into one of the result, at most.
         compared: the part of a result that :attr:`exact` gives.
+        tunable: makes a function of the inputs with fused layers in it whose configurations can be tuned.
         traffic: bytes that a call sends through the caches, if that is more than :attr:`bytes_moved`.
     """
 
@@ -78,6 +79,7 @@ class Workload:
     magnitude: float = 0.0
     terms: int = 1
     compared: Callable[[Any], Any] = lambda result: result
+    tunable: Callable[[], Function] | None = None
     traffic: int = 0
 
     @property
