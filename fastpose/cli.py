@@ -15,6 +15,7 @@ try:
 
     from fastpose.commands._output import complain
     from fastpose.commands.bench import bench
+    from fastpose.commands.convert import convert
     from fastpose.commands.demo import demo
     from fastpose.commands.info import info
     from fastpose.commands.models import models
@@ -56,7 +57,7 @@ def options(
     """Human pose estimation with fused heatmap kernels."""
 
 
-for command in (train, predict, demo, bench, models, info):
+for command in (train, predict, convert, demo, bench, models, info):
     app.command()(command)
 
 

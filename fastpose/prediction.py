@@ -16,16 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastpose import _check
-from fastpose.checkpoints import load_model, read_metadata
+from fastpose.checkpoints import CODEC_KEY, SKELETON_KEY, load_model, read_metadata
 from fastpose.codec import HeatmapCodec
 from fastpose.data.crops import CropSettings, PoseDataset
 from fastpose.data.records import Person
 from fastpose.skeletons import Skeleton, get_skeleton
-
-CODEC_KEY = "fastpose.codec"
-"""Metadata key of the weights' codec: `HeatmapCodec.to_dict` as JSON."""
-SKELETON_KEY = "fastpose.skeleton"
-"""Metadata key of the name of the skeleton."""
 
 
 @dataclass(frozen=True, eq=False)

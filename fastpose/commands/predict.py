@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from fastpose.commands._options import numbers
 from fastpose.commands._output import complain
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    weights: Annotated[Path, typer.Argument(help="Weights of a training run, a .safetensors file.")],
+    weights: Annotated[Path, typer.Argument(help="Weights of a training run or of convert, a .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     box: Annotated[
@@ -50,8 +50,8 @@ def predict(
         raise ValueError("--center and --scale need each other")
     if (box or center) and len(files) > 1:
         raise ValueError(f"{located_by[0]} is of one image, got {len(files)} images")
-    corners = None if box is None else _numbers("--box", box, "X,Y,W,H")
-    middle = None if center is None else _numbers("--center", center, "X,Y")
+    corners = None if box is None else numbers("--box", box, "X,Y,W,H")
+    middle = None if center is None else numbers("--center", center, "X,Y")
     annotated = None if annotations is None else _read_people(annotations, files)
     predictor = Predictor.load(weights, device)
 
@@ -70,16 +70,6 @@ def predict(
         complain(error)
     if failed:
         raise typer.Exit(2)
-
-
-def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(number) for number in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != form.count(",") + 1 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{option} must be {form} in numbers, got {text!r}")
-    return numbers
 
 
 def _read_people(annotations: Path, files: Sequence[Path]) -> dict[str, list[Person]]:

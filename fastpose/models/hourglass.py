@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fastpose import _check
 from fastpose.nn.residual import HourglassResidual
 
 Stem = Literal["torch7", "pytorch_pose"]
@@ -23,12 +25,17 @@ class HourglassStem(nn.Module):
         features: channels of the output, a multiple of 4.
         stem: ``"torch7"`` widens the features after the last residual, as the authors' Torch7 code does;
             ``"pytorch_pose"`` one residual earlier, as the PyTorch port of that name does.
+        image_mean: three numbers to subtract from the images' channels; zeros: nothing is subtracted.
     """
 
-    def __init__(self, features: int, stem: Stem) -> None:
+    image_mean: torch.Tensor | None
+
+    def __init__(self, features: int, stem: Stem, image_mean: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
         super().__init__()
         quarter, half = features // 4, features // 2
         middle = half if stem == "torch7" else features
+        # The convolution pads its input, what is left of the images, with zeros: the mean cannot become part of its bias.
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1) if any(image_mean) else None)
         self.conv = nn.Conv2d(3, quarter, kernel_size=7, stride=2, padding=3)
         self.bn = nn.BatchNorm2d(quarter)
         self.residual1 = HourglassResidual(quarter, half)
@@ -37,6 +44,8 @@ class HourglassStem(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, H, W) to features (B, features, H/4, W/4)."""
+        if self.image_mean is not None:
+            images = images - self.image_mean
         x = functional.relu(self.bn(self.conv(images)), inplace=True)
         x = functional.max_pool2d(self.residual1(x), kernel_size=2)
         return self.residual3(self.residual2(x))
@@ -106,11 +115,14 @@ class StackedHourglass(nn.Module):
         modules: residuals in a row wherever the paper has one.
         stem: ``"torch7"`` for the authors' network, ``"pytorch_pose"`` for the somewhat wider stem of the
             PyTorch port with that name, whose published weights need it.
+        image_mean: red, green and blue that the network subtracts from the images, for weights that were trained
+            that way. Unless all are 0, the mean is kept with the weights, as a buffer.
         init: ``"pytorch"`` starts the batch normalisations with scale 1; ``"torch7"`` draws the scales from
             U(0, 1), as Torch7 did. Convolutions are the same in both: weight and bias from U(±1/√fan_in).
 
     Raises:
         ValueError: if an option is out of its range or unknown.
+        TypeError: if ``image_mean`` holds anything but numbers.
     """
 
     def __init__(
@@ -122,6 +134,7 @@ class StackedHourglass(nn.Module):
         depth: int = 4,
         modules: int = 1,
         stem: Stem = "torch7",
+        image_mean: Sequence[float] = (0.0, 0.0, 0.0),
         init: Initialization = "pytorch",
     ) -> None:
         super().__init__()
@@ -135,10 +148,14 @@ class StackedHourglass(nn.Module):
             raise ValueError(f"stem must be 'torch7' or 'pytorch_pose', got {stem!r}")
         if init not in ("pytorch", "torch7"):
             raise ValueError(f"init must be 'pytorch' or 'torch7', got {init!r}")
-        self.options = {**counts, "features": features, "stem": stem, "init": init}
+        if len(image_mean) != 3:
+            raise ValueError(f"image_mean must be three numbers, got {image_mean}")
+        # A list is what JSON makes of it, so that the options of a saved model are equal to these.
+        image_mean = [_check.number("image_mean", value) for value in image_mean]
+        self.options: dict[str, Any] = {**counts, "features": features, "stem": stem, "image_mean": image_mean, "init": init}
         self.stride = _STEM_STRIDE
         self.size_divisor = _STEM_STRIDE * 2**depth
-        self.stem = HourglassStem(features, stem)
+        self.stem = HourglassStem(features, stem, image_mean)
         self.stacks = nn.ModuleList(HourglassStack(num_joints, features, depth, modules) for _ in range(stacks))
         self.merges = nn.ModuleList(HourglassMerge(num_joints, features) for _ in range(stacks - 1))
         if init == "torch7":

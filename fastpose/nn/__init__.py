@@ -2,5 +2,15 @@
 
 from fastpose.nn.heatmap import DecodeHeatmaps, GaussianHeatmap, HeatmapMSELoss, SoftArgmax2d
 from fastpose.nn.residual import HourglassResidual
+from fastpose.nn.switch import Fused, fuse, unfuse
 
-__all__ = ["DecodeHeatmaps", "GaussianHeatmap", "HeatmapMSELoss", "HourglassResidual", "SoftArgmax2d"]
+__all__ = [
+    "DecodeHeatmaps",
+    "Fused",
+    "GaussianHeatmap",
+    "HeatmapMSELoss",
+    "HourglassResidual",
+    "SoftArgmax2d",
+    "fuse",
+    "unfuse",
+]
