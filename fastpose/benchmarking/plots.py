@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fastpose._files import write_atomically
 from fastpose.benchmarking.ceilings import ceilings_of
 from fastpose.benchmarking.results import Row, row_title
-from fastpose.benchmarking.table import machine_line
+from fastpose.benchmarking.table import machine_line, number
 from fastpose.benchmarking.workload import OURS
 
 _DOTS_PER_INCH = 110
 _WIDTH = 10.0  # inches
+_LABELLED_POINTS = 24  # more would cover each other
 _OURS_COLOR, _OTHER_COLORS = "tab:red", ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:olive")
 
 
@@ -64,10 +65,10 @@ def speedups(result: dict[str, Any]) -> Figure | None:
         ratios = sorted(_ratios(row).items(), key=lambda item: item[1][1])
         for name, (low, median, high) in ratios:
             color = _OTHER_COLORS[0] if median >= 1 else "tab:orange"
-            axes.barh(
-                place, median - 1, left=1, height=0.8, color=color, xerr=[[median - low], [high - median]], error_kw={"lw": 0.8}
-            )
-            ticks.append((place, f"{row_title(row)}: {name}" if name == ratios[0][0] else name))
+            spread = [[median - low], [high - median]]
+            axes.barh(place, median - 1, left=1, height=0.8, color=color, xerr=spread, error_kw={"lw": 0.8, "alpha": 0.6})
+            job = f"{row_title(row)}: " if name == ratios[0][0] else ""
+            ticks.append((place, f"{job}{name}  {number(median)}×"))
             place += 1
         place += 1
     axes.set_yticks([position for position, _ in ticks], [label for _, label in ticks], fontsize=7)
@@ -89,6 +90,7 @@ def roofline(result: dict[str, Any]) -> Figure | None:
         panel(axes, result)
         _log(axes.set_xscale, axes.xaxis)
         _log(axes.set_yscale, axes.yaxis)
+        axes.tick_params(labelsize=7)
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize=6)
     return figure
@@ -141,10 +143,11 @@ def _bandwidth_panel(axes: Axes | None, result: dict[str, Any]) -> bool:
     for index, (name, points) in enumerate(series.items()):
         axes.plot(*zip(*sorted(points), strict=True), marker="os^v"[index // 10 % 4], ms=4, color=f"C{index % 10}", label=name)
     for ceilings in result["ceilings"]:
-        for name, value in ceilings["gigabytes_per_second"].items():
+        for index, (name, value) in enumerate(ceilings["gigabytes_per_second"].items()):
             threads = f", {ceilings['threads']} threads" if ceilings["threads"] else ""
             axes.axhline(value, ls="--", lw=0.8, color="0.4")
-            axes.annotate(name + threads, (0.01, value), xycoords=("axes fraction", "data"), fontsize=6, va="bottom")
+            place = (0.01 + 0.1 * index, value)  # beside each other, as most are about alike
+            axes.annotate(name + threads, place, xycoords=("axes fraction", "data"), fontsize=6, va="bottom")
     axes.set_xlabel("least bytes to move, MiB")
     axes.set_ylabel("fastpose, GB/s")
     return True
@@ -159,6 +162,10 @@ def _roofline_panel(axes: Axes | None, result: dict[str, Any]) -> bool:
         points = [(_intensity(row), _rate(row, kind)) for row in rows if kind == OURS or kind in row]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.scatter(xs, ys, s=18, marker=marker, color=color, label=kind.replace("_", " "))
+    for row in rows if len(rows) <= _LABELLED_POINTS else ():
+        label = f"{row['workload']}, {'×'.join(map(str, row['shape']))}"
+        side = "left" if _intensity(row) < sorted(map(_intensity, rows))[len(rows) // 2] else "right"
+        axes.annotate(label, (_intensity(row), _rate(row, OURS)), fontsize=5, ha=side, va="bottom")
     intensities = [_intensity(row) for row in rows]
     span = (min(intensities) / 2, max(intensities) * 2)
     for threads, dtype in dict.fromkeys((row["threads"], row["dtype"]) for row in rows):
@@ -194,5 +201,6 @@ def _ratios(row: Row) -> dict[str, list[float]]:
 def _log(set_scale: Callable[..., None], axis: Axis, base: int = 10) -> None:
     """A logarithmic axis whose ticks are numbers, not powers."""
     set_scale("log", base=base)
+    axis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if base == 10 else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -26,7 +26,7 @@ def brief_cells(row: Row) -> dict[str, str]:
     ours = row["providers"].get(OURS, {})
     return {
         "job": f"{row['workload']}\n{row_title(row).removeprefix(row['workload'] + ' ')}",
-        "ms": _number(ours["ms"]) if "ms" in ours else ours.get("error", "not timed"),
+        "ms": number(ours["ms"]) if "ms" in ours else ours.get("error", "not timed"),
         "of ceiling": _share(row).partition(" ")[0],
         "memory": _memory(row).partition(" (")[0],
         "speed-up": f"{row['speedup_quartiles'][1]:.2f}× {row['fastest_baseline']}" if "fastest_baseline" in row else _ABSENT,
@@ -89,7 +89,7 @@ def _fastest(row: Row) -> list[str]:
     if name is None:
         return [_ABSENT] * 3
     low, median, high = row["speedup_quartiles"]
-    return [name, _number(row["providers"][name]["ms"]), f"**{median:.2f}×** ({low:.2f}–{high:.2f})"]
+    return [name, number(row["providers"][name]["ms"]), f"**{median:.2f}×** ({low:.2f}–{high:.2f})"]
 
 
 def _others(row: Row) -> str:
@@ -102,25 +102,25 @@ def _others(row: Row) -> str:
 
 
 def _spread(quartiles: list[float]) -> str:
-    low, median, high = map(_number, quartiles)
+    low, median, high = map(number, quartiles)
     return f"{median} ({low}–{high})"
 
 
 def _rate(row: Row) -> str:
     if not row["flops"]:
-        return f"{_number(row['gigabytes_per_second'])} GB/s"
+        return f"{number(row['gigabytes_per_second'])} GB/s"
     rate = row["teraflops"]
-    return f"{_number(rate)} TFLOP/s" if rate >= 1 else f"{_number(1e3 * rate)} GFLOP/s"
+    return f"{number(rate)} TFLOP/s" if rate >= 1 else f"{number(1e3 * rate)} GFLOP/s"
 
 
 def _bytes(count: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= size:
-            return f"{_number(count / size)} {unit}"
-    return f"{_number(count / 2**10)} KiB"
+            return f"{number(count / size)} {unit}"
+    return f"{number(count / 2**10)} KiB"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits, more where they stand before the point."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
@@ -147,8 +147,8 @@ def ceilings_line(result: dict[str, Any]) -> str:
     """On one line: what the machine can do."""
     parts = []
     for ceilings in result["ceilings"]:
-        found = [f"{name} {_number(value)} GB/s" for name, value in ceilings["gigabytes_per_second"].items()]
-        found += [f"{name} {_number(value)} TFLOP/s" for name, value in ceilings["teraflops"].items()]
+        found = [f"{name} {number(value)} GB/s" for name, value in ceilings["gigabytes_per_second"].items()]
+        found += [f"{name} {number(value)} TFLOP/s" for name, value in ceilings["teraflops"].items()]
         count = ceilings["threads"]
         parts.append(", ".join(found) + (f" ({count} thread{'s' * (count != 1)})" if count else ""))
     return f"Ceilings: {'; '.join(parts)}." if parts else "Ceilings: not measured."
