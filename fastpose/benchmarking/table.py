@@ -158,6 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
     """All of it."""
     parts = [machine_line(result), ceilings_line(result)]
     for title, heads, rows in tables(result, all_cells):
-        lines = [heads, ["---"] * len(heads), *rows]
+        # Reasons of failures are in others' words.
+        lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
         parts += [f"**{title}**", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join(parts)
