@@ -14,6 +14,7 @@ try:
     from typer.core import TyperGroup
 
     from fastpose.commands._output import complain
+    from fastpose.commands.bench import bench
     from fastpose.commands.convert import convert
     from fastpose.commands.demo import demo
     from fastpose.commands.evaluate import evaluate
@@ -58,7 +59,7 @@ def options(
     """Human pose estimation with fused heatmap kernels."""
 
 
-for command in (train, evaluate, predict, score, convert, demo, models, info):
+for command in (train, evaluate, predict, score, convert, demo, bench, models, info):
     app.command()(command)
 
 

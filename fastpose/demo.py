@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from torch.utils.benchmark import Timer
 
 import fastpose
 from fastpose._files import write_atomically
+from fastpose.benchmarking.machine import cpu_name
 from fastpose.cases import CASES
 from fastpose.checkpoints import load_model
 from fastpose.commands._output import stages_table
@@ -128,7 +128,7 @@ def run_demo(
 
 def describe_machine() -> dict[str, Any]:
     """What the timings depend on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     return {
         "device": device,
         "cores": os.cpu_count(),
@@ -215,13 +215,3 @@ def _timings_table(timings: list[OpTiming]) -> Table:
     for timing in timings:
         table.add_row(timing.op, f"{timing.fused:.2f}", f"{timing.reference:.2f}", f"{timing.ratio:.1f}")
     return table
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
