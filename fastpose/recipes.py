@@ -423,8 +423,9 @@ _RECIPES = (
             "sigma": 1.5,
         },
         figure_size=(128, 128),
-        steps=2_000,
-        epoch_steps=1_000,
+        steps=2_400,
+        epoch_steps=800,
+        phases={"stage 2": {"steps": 800, "epoch_steps": 400}, "stage 3": {"steps": 800, "epoch_steps": 400}},
     ),
     _small(
         "tompson-small",
@@ -434,16 +435,16 @@ _RECIPES = (
         input_size=(64, 64),
         steps=1_500,
         epoch_steps=500,
-        phases={"fine": {"steps": 1_000}, "joint": {"steps": 500}},
+        phases={"fine": {"steps": 600, "epoch_steps": 300}, "joint": {"steps": 300, "epoch_steps": 300}},
     ),
     _small(
         "cpm-small",
         "cpm",
         2e-3,
-        model_options={"stages": 3, "width": 0.2, "norm": "bn", "init": "he", "center_sigma": 6.0},
+        model_options={"stages": 3, "width": 0.15, "norm": "bn", "init": "he", "center_sigma": 6.0},
         input_size=(64, 64),
         codec_options={"sigma": 1.0},
-        steps=2_000,
+        steps=1_500,
         epoch_steps=500,
     ),
     _small(
@@ -459,8 +460,8 @@ _RECIPES = (
             "sigma": 5.0,
             "render_init": None,
         },
-        steps=800,
-        epoch_steps=400,
+        steps=600,
+        epoch_steps=300,
     ),
 )
 
