@@ -46,6 +46,8 @@ class Recipe:
         crop: how people are cut out, a name in :data:`fastpose.data.crop_settings.CROPS`; None: as is usual for the data.
         figure_size: (height, width) of drawn figures; None: that of the input. Models that look again, and closer, see more in
             larger ones.
+        figures: how many drawn figures to learn from, pass after pass; None: as many as the run sees, none of them twice. To
+            draw one takes longer than a small network takes to learn from it.
         optimizer: class of ``torch.optim``, one of :data:`OPTIMIZERS`.
         optimizer_options: its arguments, ``lr`` among them.
         schedule: of the learning rate: ``"constant"``, or a class of ``torch.optim.lr_scheduler``, one of :data:`SCHEDULES`.
@@ -79,6 +81,7 @@ class Recipe:
     codec_options: Mapping[str, Any] = field(default_factory=dict)
     crop: str | None = None
     figure_size: tuple[int, int] | None = None
+    figures: int | None = None
     optimizer: str
     optimizer_options: Mapping[str, Any]
     schedule: str = "constant"
@@ -111,8 +114,9 @@ class Recipe:
             _check.number("clip_norm", self.clip_norm, positive=True)
         if self.ema is not None and not 0 <= _check.number("ema", self.ema) < 1:
             raise ValueError(f"ema: got {self.ema}, allowed is a number from 0 up to 1")
-        if self.early_stop is not None:
-            _check.positive_int("early_stop", self.early_stop)
+        for name in ("early_stop", "figures"):
+            if getattr(self, name) is not None:
+                _check.positive_int(name, getattr(self, name))
         if self.codec is not None:
             _check.option("codec", self.codec, PRESETS)
         for phase, changes in self.phases.items():
@@ -226,8 +230,12 @@ def _one_cycle(lr: float) -> dict[str, Any]:
     return {"schedule": "OneCycleLR", "schedule_options": options}
 
 
+# Of the small recipes: what is seen several times is moved and mirrored, but not rotated, since DeepPose cuts windows.
+_POOL: dict[str, Any] = {"figures": 2_000, "augmentation": "ief"}
+
+
 def _small(name: str, model: str, lr: float, **fields: Any) -> Recipe:
-    """A recipe that learns the drawn figures on two CPU cores in minutes. They never repeat, so nothing is augmented."""
+    """A recipe that learns the drawn figures on a CPU in minutes."""
     defaults: dict[str, Any] = {
         "optimizer": "AdamW",
         "optimizer_options": {"lr": lr, "betas": [0.9, 0.99], "weight_decay": 0.0, "fused": True},
@@ -405,63 +413,78 @@ _RECIPES = (
         input_size=(64, 64),
         codec="tompson",
         codec_options={"sigma": 0.8, "reduction": "mean", "method": "dark"},
-        steps=2_000,
-        epoch_steps=500,
+        steps=600,
+        epoch_steps=600,
         zero_heads=True,
+        **_POOL,
     ),
     _small(
         "deeppose-small",
         "deeppose",
         1e-3,
         model_options={
-            "stages": 3,
-            "width": 0.33,
-            "fc_dims": [512, 512],
+            "stages": 2,
+            "width": 0.25,
+            "fc_dims": [256, 256],
             "input_size": 64,
             "dropout": 0.0,
             "norm": "bn",
+            "init": "he",
             "sigma": 1.5,
         },
         figure_size=(128, 128),
-        steps=2_400,
-        epoch_steps=800,
-        phases={"stage 2": {"steps": 800, "epoch_steps": 400}, "stage 3": {"steps": 800, "epoch_steps": 400}},
+        steps=1_000,
+        epoch_steps=1_000,
+        phases={"stage 2": {"steps": 900, "epoch_steps": 900, "batch_size": 8}},
+        **_POOL,
     ),
     _small(
         "tompson-small",
         "tompson",
         2e-3,
-        model_options={"features": 24, "wide": 64, "head": 48, "dropout": 0.1, "fine_size": 12},
+        model_options={
+            "banks": 2,
+            "features": 16,
+            "wide": 32,
+            "head": 32,
+            "dropout": 0.1,
+            "fine_size": 12,
+            "fine_convs": 2,
+        },
         input_size=(64, 64),
-        steps=1_500,
-        epoch_steps=500,
-        phases={"fine": {"steps": 600, "epoch_steps": 300}, "joint": {"steps": 300, "epoch_steps": 300}},
+        steps=600,
+        epoch_steps=600,
+        phases={"fine": {"steps": 300, "epoch_steps": 300}, "joint": {"steps": 100, "epoch_steps": 100}},
+        **_POOL,
     ),
     _small(
         "cpm-small",
         "cpm",
-        2e-3,
-        model_options={"stages": 3, "width": 0.15, "norm": "bn", "init": "he", "center_sigma": 6.0},
+        1e-3,
+        model_options={"stages": 3, "width": 0.125, "norm": "bn", "init": "he", "center_sigma": 6.0},
         input_size=(64, 64),
         codec_options={"sigma": 1.0},
-        steps=1_500,
-        epoch_steps=500,
+        steps=600,
+        epoch_steps=600,
+        **_POOL,
     ),
     _small(
         "ief-small",
         "ief",
-        1e-3,
+        2e-3,
         model_options={
             "input_size": 64,
-            "width": 0.4,
+            "width": 0.25,
             "norm": "bn",
             "dropout": 0.0,
             "max_step": 6.0,
             "sigma": 5.0,
             "render_init": None,
         },
-        steps=600,
-        epoch_steps=300,
+        figure_size=(64, 64),
+        steps=150,
+        epoch_steps=150,
+        **_POOL,
     ),
 )
 

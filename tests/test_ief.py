@@ -253,6 +253,7 @@ def test_steps_start_from_the_median_and_add_up() -> None:
         pose = pose + model(pictures(), pose)
         torch.testing.assert_close(stages.coordinates[step], pose, rtol=1e-4, atol=1e-3)
     own = model.rollout(View(pictures()))
+    assert torch.equal(model.rollout(View(pictures()), 1), own[:2])
     assert torch.equal(own[1:], stages.coordinates)
     assert torch.equal(own[0], model.seed.expand(2, 4, 2))
 

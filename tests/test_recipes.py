@@ -12,7 +12,7 @@ from fastpose.codec import HeatmapCodec
 from fastpose.models import list_models
 from fastpose.recipes import RECIPES, Recipe, get_recipe
 from fastpose.skeletons import MPII
-from fastpose.training import build
+from fastpose.training import build, figures_data
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -85,6 +85,16 @@ def test_phases_change_with_the_steps() -> None:
     for phase in ("coarse", "fine", "joint"):
         assert half.of_phase(phase).steps == pytest.approx(whole.of_phase(phase).steps / 2, abs=1)
     assert get_recipe("tompson-small", steps=10, phases={}).of_phase("joint").steps == 10
+
+
+def test_figures_are_drawn_as_many_as_asked_for() -> None:
+    recipe = get_recipe("hourglass-small", figures=3)
+    drawn = figures_data(recipe, validation=1).train
+    assert isinstance(drawn, list) and len(drawn) == 3
+    endless = get_recipe("hourglass-small", figures=None)
+    assert len(figures_data(endless, validation=1).train) == endless.people_seen
+    with pytest.raises(ValueError, match="figures"):
+        get_recipe("hourglass-small", figures=0)
 
 
 def test_people_seen_are_those_of_all_phases() -> None:

@@ -22,7 +22,8 @@ out, processes = sys.argv[1], int(sys.argv[2])
 # Nothing in it depends on who else is in a batch, and nothing is dropped at random.
 recipe = get_recipe(
     "deeppose-small", model_options={"stages": 2, "width": 0.05, "fc_dims": [16], "input_size": 64, "dropout": 0.0},
-    figure_size=(64, 64), batch_size=4, steps=6, epoch_steps=3, precision="fp32", held_out=8,
+    figure_size=(64, 64), figures=None, augmentation=None, batch_size=4, steps=6, epoch_steps=3, phases={}, precision="fp32",
+    held_out=8,
 )
 data = figures_data(recipe, validation=7)
 result = train(recipe, data, out, workers=0, progress=False, devices=processes)

@@ -16,7 +16,16 @@ from fastpose.recipes import Recipe, get_recipe
 from fastpose.training import PoseTraining, TrainingResult, figures_data, train
 from fastpose.training.report import write_report
 
-SHORT: dict[str, Any] = {"batch_size": 4, "steps": 4, "epoch_steps": 2, "precision": "fp32", "phases": {}, "held_out": 8}
+SHORT: dict[str, Any] = {
+    "figures": None,
+    "augmentation": None,
+    "batch_size": 4,
+    "steps": 4,
+    "epoch_steps": 2,
+    "precision": "fp32",
+    "phases": {},
+    "held_out": 8,
+}
 RECIPES = {
     "hourglass": get_recipe(
         "hourglass-small", input_size=(32, 32), model_options={"stacks": 2, "features": 8, "depth": 2}, **SHORT

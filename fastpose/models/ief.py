@@ -272,19 +272,19 @@ class IEF(VectorModel):
         self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
     ) -> torch.Tensor:
         steps = self.phases.index(phase) + 1
-        poses = self.fixed_path(keypoints) if self.path == "fixed" else self.rollout(view)
-        return self.loss(self(view.images, poses[:steps], view.center), keypoints, poses=poses[:steps])
+        poses = self.fixed_path(keypoints)[:steps] if self.path == "fixed" else self.rollout(view, steps - 1)
+        return self.loss(self(view.images, poses, view.center), keypoints, poses=poses)
 
     @torch.no_grad()
-    def rollout(self, view: View) -> torch.Tensor:
-        """The model's own poses (T + 1, B, K, 2) in crop pixels, from the seed to the last; all but the last can be corrected.
+    def rollout(self, view: View, steps: int | None = None) -> torch.Tensor:
+        """The model's own poses (steps + 1, B, K, 2) in crop pixels, from the seed on, after so many steps; None: after all T.
 
         Training on them is what Fixed Path Consolidation is compared with in the paper; mixing them in later on is scheduled
         sampling.
         """
         shown = self.show(view)
         poses = [self.seed.float().expand(len(view.images), -1, -1)]
-        for _ in range(self.steps):
+        for _ in range(self.steps if steps is None else steps):
             poses.append(poses[-1] + self.correct(shown, poses[-1]))
         return torch.stack(poses)
 

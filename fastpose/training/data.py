@@ -83,7 +83,7 @@ class Part(Sequence[Person]):
 
 
 def figures_data(recipe: Recipe, seed: int = 0, *, validation: int = VALIDATION_FIGURES) -> TrainingData:
-    """Drawn figures of the size of the recipe's input: as many as the run sees, so that none is seen twice.
+    """Drawn figures of the size of the recipe's input: as many as it asks for, or as the run sees, so that none is seen twice.
 
     Args:
         recipe: what to draw them for.
@@ -91,9 +91,10 @@ def figures_data(recipe: Recipe, seed: int = 0, *, validation: int = VALIDATION_
         validation: how many figures to validate on.
     """
     size = recipe.figure_size or recipe.input_size or (256, 256)
+    figures = Figures(recipe.figures or recipe.people_seen, seed=VALIDATION_SEED + 1 + seed, size=size)
     return TrainingData(
         name="figures",
-        train=Figures(recipe.people_seen, seed=VALIDATION_SEED + 1 + seed, size=size),
+        train=figures[:] if recipe.figures else figures,  # drawn once, if they are seen several times
         validation=Figures(validation, seed=VALIDATION_SEED, size=size)[:],
         skeleton=MPII,
     )
