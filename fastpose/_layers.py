@@ -9,6 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 
+def empty_maps(like: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
+    """Maps in channels_last memory, of the batch, dtype and device of others."""
+    size = (like.shape[0], channels, height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 class BatchNorm(NamedTuple):
     """A batch normalisation in evaluation; the tensors are (C,), of any floating dtype."""
 
@@ -40,9 +46,9 @@ class Convolution(NamedTuple):
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, module: nn.Conv2d) -> Convolution:
-        """Of a layer with a bias."""
-        return cls(module.weight, module.bias)  # type: ignore[arg-type]
+    def of(cls, module: nn.Conv2d, dtype: torch.dtype | None = None) -> Convolution:
+        """Of a layer with a bias, with weights in another dtype if one is given."""
+        return cls(module.weight if dtype is None else module.weight.to(dtype), module.bias)  # type: ignore[arg-type]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
@@ -64,3 +70,17 @@ class ResidualParameters(NamedTuple):
     bn3: BatchNorm
     conv3: Convolution
     skip: Convolution | None
+
+
+class HeadParameters(NamedTuple):
+    """Of what follows an hourglass. All convolutions are 1×1."""
+
+    conv: Convolution
+    """C to C channels, followed by ``bn`` and a ReLU."""
+    bn: BatchNorm
+    head: Convolution
+    """C to K channels: the heatmaps."""
+    from_features: Convolution | None = None
+    """C to N channels, back into the features; None behind the last stack."""
+    from_heatmaps: Convolution | None = None
+    """K to N channels, likewise."""

@@ -1,4 +1,4 @@
-"""The Triton kernels compile for every generation without spilling registers, within its shared memory, to its matrix instructions.
+"""The Triton kernels compile for every generation: no register is spilled, shared memory suffices, matrix instructions are used.
 
 A few of the configurations here; all of them with ``FASTPOSE_ALL_CONFIGS=1``, which takes a quarter of an hour on one core.
 """
@@ -68,7 +68,9 @@ def configurations() -> list[Any]:
             cases.update({(name, architecture, i): config for i, config in enumerate(configs)})
     chosen = cases if ALL else few
     return [
-        pytest.param(PROBLEMS[key[0]], key[1], cases[key], id=f"{key[0]}-sm_{key[1]}-{'-'.join(map(str, vars(cases[key]).values()))}")
+        pytest.param(
+            PROBLEMS[key[0]], key[1], cases[key], id=f"{key[0]}-sm_{key[1]}-{'-'.join(map(str, vars(cases[key]).values()))}"
+        )
         for key in chosen
     ]
 

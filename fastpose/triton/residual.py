@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from fastpose._layers import BatchNorm, Convolution, ResidualParameters
+from fastpose._layers import BatchNorm, Convolution, HeadParameters, ResidualParameters, empty_maps
 from fastpose.triton.choice import choose
 from fastpose.triton.launches import Head, Sum, bn_relu_conv1x1, conv_relu_conv1x1
 from fastpose.triton.problems import Conv, Pointwise
@@ -22,12 +22,12 @@ def hourglass_residual(x: torch.Tensor, p: ResidualParameters, pool: bool, low: 
     batch, channels, height, width = x.shape
     size = (height // 2, width // 2) if pool else (height, width)
     mid, outputs = conv1.weight.shape[0], conv3.weight.shape[0]
-    y = _empty(x, outputs, size)
+    y = empty_maps(x, outputs, *size)
     if not y.numel():
         return y
     with _on(x.device):
-        h = _empty(x, mid, size)
-        pooled = _empty(x, channels, size) if pool else None
+        h = empty_maps(x, mid, *size)
+        pooled = empty_maps(x, channels, *size) if pool else None
         first = Pointwise(channels, mid, batch, height, width, pool, x.dtype)
         config = choose(first, x.device, _aligned(x, conv1.weight))
         bn_relu_conv1x1(x, p.bn1, conv1, p.bn2, h, pooled, config).run()
@@ -36,28 +36,22 @@ def hourglass_residual(x: torch.Tensor, p: ResidualParameters, pool: bool, low: 
 
 
 def hourglass_head(
-    x: torch.Tensor,
-    conv: Convolution,
-    bn: BatchNorm,
-    head: Convolution,
-    feedback: Convolution | None,
-    merge: tuple[torch.Tensor, Convolution] | None,
-    heatmaps: bool,
+    x: torch.Tensor, p: HeadParameters, skip: torch.Tensor | None, heatmaps: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The op ``fastpose::hourglass_head`` on a GPU; the results are in channels_last memory."""
     x = x.contiguous(memory_format=_CHANNELS_LAST)
     size = (x.shape[2], x.shape[3])
-    conv, head = _ready(conv, x.dtype), _ready(head, x.dtype)
-    maps = _empty(x, head.weight.shape[0], size) if heatmaps else None
-    total = None
-    if merge:
-        skip, from_features = merge[0].contiguous(memory_format=_CHANNELS_LAST), _ready(merge[1], x.dtype)
-        total = Sum(from_features, skip, None, None, _empty(x, skip.shape[1], size))
-    if x.numel() and (total or heatmaps):
+    conv, head = _ready(p.conv, x.dtype), _ready(p.head, x.dtype)
+    maps = empty_maps(x, head.weight.shape[0], *size) if heatmaps else None
+    total, feedback = None, None
+    if skip is not None and p.from_features and p.from_heatmaps:
+        merged = empty_maps(x, skip.shape[1], *size)
+        total = Sum(_ready(p.from_features, x.dtype), skip.contiguous(memory_format=_CHANNELS_LAST), None, None, merged)
+        feedback = _ready(p.from_heatmaps, x.dtype)
+    if x.numel():
         with _on(x.device):
-            _second(x, conv, bn, total, Head(head, feedback and _ready(feedback, x.dtype), maps))
-    nothing = x.new_empty(0)
-    return nothing if maps is None else maps, total.y if total else nothing
+            _second(x, conv, p.bn, total, Head(head, feedback, maps))
+    return x.new_empty(0) if maps is None else maps, total.y if total else x.new_empty(0)
 
 
 def _second(h: torch.Tensor, conv: Convolution, bn: BatchNorm, total: Sum | None, head: Head | None = None) -> None:
@@ -92,10 +86,6 @@ def _second(h: torch.Tensor, conv: Convolution, bn: BatchNorm, total: Sum | None
 def _ready(conv: Convolution, dtype: torch.dtype) -> Convolution:
     """The weights as the kernels read them; usually they are that already."""
     return Convolution(conv.weight.to(dtype).contiguous(memory_format=_CHANNELS_LAST), conv.bias)
-
-
-def _empty(like: torch.Tensor, channels: int, size: tuple[int, int]) -> torch.Tensor:
-    return torch.empty((like.shape[0], channels, *size), dtype=like.dtype, device=like.device, memory_format=_CHANNELS_LAST)
 
 
 def _aligned(*tensors: torch.Tensor) -> bool:
