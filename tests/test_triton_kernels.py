@@ -17,6 +17,11 @@ import torch
 
 pytest.importorskip("triton")
 
+import fastpose
+from fastpose import nn
+from fastpose.models import hourglass
+from fastpose.nn._inference import InferencePath
+from fastpose.triton import residual
 from fastpose.triton.choice import Judge
 from fastpose.triton.configs import ConvConfig, PointwiseConfig
 from fastpose.triton.problems import Conv, Pointwise
@@ -33,7 +38,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 def test_in_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("this is it")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    files = [__file__, ROOT / "tests" / "test_triton_choice.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-10000:]
@@ -157,3 +163,24 @@ def test_nan_is_kept_where_it_is(kind: str, tma: bool) -> None:
     nan = example.outputs[0].isnan()
     assert nan[hit].all()
     assert nan.sum() == nan[hit].sum()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU tests/test_hourglass_inference.py does this")
+def test_network_in_the_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The way that a GPU goes, from the model down to the kernels, with float16 on the CPU."""
+    monkeypatch.setenv("FASTPOSE_CACHE_DIR", str(tmp_path))
+    for module, op in ((nn.residual, "run_op"), (hourglass, "run_head")):
+        monkeypatch.setattr(module, "inference_path", lambda *_: InferencePath("fused", "we pretend"))
+        monkeypatch.setattr(module, op, {"run_op": residual.hourglass_residual, "run_head": residual.hourglass_head}[op])
+    torch.manual_seed(0)
+    model = hourglass.StackedHourglass(stacks=2, num_joints=5, features=32, depth=1, init="torch7").eval().half()
+    images = torch.rand(2, 3, 16, 24).half()
+    with torch.no_grad():
+        ours, last = model(images), model(images, last_only=True)
+        monkeypatch.undo()
+        with fastpose.backend("reference"):
+            eager = model(images)
+            exact = model.double()(images.double())
+    for values in zip([*ours, *last], [*eager, eager[-1]], [*exact, exact[-1]], strict=True):
+        error, eager_error = ((value.double() - values[2]).abs().max() for value in values[:2])
+        assert error <= 2 * eager_error

@@ -114,7 +114,7 @@ class HourglassStack(nn.Module):
         y = self.residuals(self.hourglass(x))
         alike = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
         if not self.training and alike and self.inference_path(y, merge).name != "plain":
-            maps, merged = run_head(y, self._layer_parameters(merge, autocast_dtype(y)), x if merge else None, heatmaps)
+            maps, merged = run_head(y, self.layer_parameters(merge, autocast_dtype(y)), x if merge else None, heatmaps)
             return maps if heatmaps else None, merged if merge else None
         y = functional.relu(self.bn(self.conv(y)), inplace=True)
         maps = self.head(y)
@@ -130,9 +130,9 @@ class HourglassStack(nn.Module):
             if merge._forward_hooks or merge._forward_pre_hooks:
                 return InferencePath("plain", "the merge has hooks, which only a call of it runs")
             layers |= {"from_features": merge.from_features, "from_heatmaps": merge.from_heatmaps}
-        return inference_path(self, layers, y, lambda: why_not_these_channels(self._layer_parameters(merge)))
+        return inference_path(self, layers, y, lambda: why_not_these_channels(self.layer_parameters(merge)))
 
-    def _layer_parameters(self, merge: HourglassMerge | None, dtype: torch.dtype | None = None) -> HeadParameters:
+    def layer_parameters(self, merge: HourglassMerge | None, dtype: torch.dtype | None = None) -> HeadParameters:
         """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""
         back = (merge.from_features, merge.from_heatmaps) if merge else ()
         return HeadParameters(

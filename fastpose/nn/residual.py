@@ -71,7 +71,7 @@ class HourglassResidual(nn.Module):
             Features (B, out_channels, H, W), with ``pool`` of half the height and width.
         """
         if not self.training and self.inference_path(x).name != "plain" and fits(x, self.conv3.out_channels, pool, low):
-            return run_op(x, self._layer_parameters(autocast_dtype(x)), pool, low)
+            return run_op(x, self.layer_parameters(autocast_dtype(x)), pool, low)
         if pool:
             x = functional.max_pool2d(x, kernel_size=2)
         y = self._layers_in_turn(x)  # training hooks in here
@@ -87,9 +87,9 @@ class HourglassResidual(nn.Module):
             ``name``, ``"fused"``, ``"folded"`` or ``"plain"``, as described above, and the ``reason``.
         """
         layers = {name: getattr(self, name) for name in ("bn1", "conv1", "bn2", "conv2", "bn3", "conv3", "skip")}
-        return inference_path(self, layers, x, lambda: why_not_these_channels(self._layer_parameters()))
+        return inference_path(self, layers, x, lambda: why_not_these_channels(self.layer_parameters()))
 
-    def _layer_parameters(self, dtype: torch.dtype | None = None) -> ResidualParameters:
+    def layer_parameters(self, dtype: torch.dtype | None = None) -> ResidualParameters:
         """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""
         return ResidualParameters(
             BatchNorm.of(self.bn1),

@@ -30,7 +30,7 @@ Problem = Pointwise | Conv
 Config = PointwiseConfig | ConvConfig
 
 _UNITS_IN_THE_LAST_PLACE = 8  # of float32
-_recorded: dict[tuple[Problem, bool], None] | None = None
+_recorded: dict[tuple[Problem, torch.device, bool], None] | None = None
 
 
 def choose(problem: Problem, device: torch.device, aligned: bool) -> Any:
@@ -45,7 +45,7 @@ def choose(problem: Problem, device: torch.device, aligned: bool) -> Any:
         RuntimeError: none of the configurations computes the right values there.
     """
     if _recorded is not None:
-        _recorded[problem, aligned] = None
+        _recorded[problem, device, aligned] = None
     known = Known.of(device)
     key = known.key(problem, aligned)
     if key not in known.chosen:
@@ -66,7 +66,7 @@ def _first_that_is_right(problem: Problem, aligned: bool, known: Known) -> Confi
     else:
         # The largest tiles of which there are enough for the whole GPU; the smallest if there are not.
         enough = (config for config in configs if problem.blocks(config) >= known.processors)
-        configs.insert(0, next(enough, configs[-1]))
+        configs.insert(0, next(enough, max(configs, key=lambda config: (problem.blocks(config), -config.rows))))
     for config in dict.fromkeys(configs):
         if known.is_right(problem, config):
             return config
@@ -74,8 +74,8 @@ def _first_that_is_right(problem: Problem, aligned: bool, known: Known) -> Confi
 
 
 @contextmanager
-def recording() -> Iterator[dict[tuple[Problem, bool], None]]:
-    """Collects the problems for which :func:`choose` is asked, and whether their tensors are aligned."""
+def recording() -> Iterator[dict[tuple[Problem, torch.device, bool], None]]:
+    """Collects what :func:`choose` is asked for, each once."""
     global _recorded
     _recorded = {}
     try:

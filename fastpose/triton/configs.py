@@ -26,6 +26,11 @@ class PointwiseConfig:
     stages: int
     tma: bool = False
 
+    @property
+    def rows(self) -> int:
+        """Pixels in a tile."""
+        return self.block_m
+
 
 @dataclass(frozen=True)
 class ConvConfig:

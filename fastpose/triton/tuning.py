@@ -41,10 +41,9 @@ def tune(
     """
     with recording() as problems, torch.no_grad():
         model(*inputs)
-    known = Known.of(torch.device("cuda"))
     timings: dict[Problem, list[Timing]] = {}
-    for number, (problem, aligned) in enumerate(problems, 1):
-        timings[problem] = measure(problem, aligned, known)
+    for number, (problem, device, aligned) in enumerate(problems, 1):
+        timings[problem] = measure(problem, aligned, Known.of(device))
         best = timings[problem][0]
         progress(f"{number} of {len(problems)}: {best.microseconds:.1f} µs with {best.config or 'cuDNN'} for {problem}")
     return timings
