@@ -80,7 +80,8 @@ def pointwise_configs(family: str, channels: int, outputs: int, pool: bool, alig
         pool: whether its input is pooled.
         aligned: whether all tensors begin at multiples of 16 bytes, as descriptors need.
     """
-    configs = _POINTWISE if not pool else _POOLING_86 if family == "sm_86" else _POOLING
+    small = family == "sm_86"
+    configs = (_POOLING_86 if small else _POOLING) if pool else (_POINTWISE_86 if small else _POINTWISE)
     tma = aligned and family in ("sm_90", "sm_100")
     return _unique(
         replace(c, block_n=min(c.block_n, depth(outputs)), block_k=min(c.block_k, depth(channels)), tma=tma) for c in configs
@@ -119,6 +120,7 @@ _POINTWISE = [
     PointwiseConfig(64, 128, 32, 4, 4),
     PointwiseConfig(64, 64, 64, 4, 3),
 ]
+_POINTWISE_86 = [config for config in _POINTWISE if config != PointwiseConfig(128, 128, 64, 8, 4)]
 _POOLING = [  # four times the loads
     PointwiseConfig(128, 128, 32, 8, 3),
     PointwiseConfig(64, 128, 64, 8, 3),

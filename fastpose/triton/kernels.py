@@ -32,6 +32,20 @@ def _batch_norm(gamma, beta, mean, variance, eps, n, size: tl.constexpr):
 
 
 @triton.jit
+def _bias_and_batch_norm(bias, gamma, beta, mean, variance, eps, n0, size: tl.constexpr, BLOCK: tl.constexpr):
+    """Scale and shift of BLOCK sums from channel n0 on, in which a bias is still to come before the normalisation.
+
+    Computed several times over, by all threads: Triton takes the loads of a tensor with fewer elements than threads for cheap, and
+    has every thread load all that it needs of the tile's columns, from five vectors.
+    """
+    copies: tl.constexpr = 256 // BLOCK if BLOCK < 256 else 1
+    n = n0 + tl.arange(0, BLOCK)[None, :] + tl.zeros([copies, 1], tl.int32)
+    scale, shift = _batch_norm(gamma, beta, mean, variance, eps, n, size)
+    shift += _vector(bias, n, size) * scale
+    return tl.max(scale, 0), tl.max(shift, 0)
+
+
+@triton.jit
 def _relu(x):
     return tl.maximum(x, 0.0, propagate_nan=ALL)
 
@@ -127,8 +141,8 @@ def bn_relu_conv1x1(
         a = _relu(x.to(tl.float32) * scale[None, :] + shift[None, :]).to(y.dtype.element_ty)
         acc = tl.dot(a, _weights(w_at, n0, 0, k0, N, 1, C, BLOCK_N, BLOCK_K, TMA), acc, input_precision="ieee")
     n = n0 + tl.arange(0, BLOCK_N)
-    scale, shift = _batch_norm(gamma2, beta2, mean2, variance2, eps2, n, N)
-    out = _relu(acc * scale[None, :] + (_vector(bias, n, N) * scale + shift)[None, :])
+    scale, shift = _bias_and_batch_norm(bias, gamma2, beta2, mean2, variance2, eps2, n0, N, BLOCK_N)
+    out = _relu(acc * scale[None, :] + shift[None, :])
     tl.store(y + m.to(tl.int64)[:, None] * N + n[None, :], out.to(y.dtype.element_ty), inside[:, None] & (n < N)[None, :])
 
 
@@ -245,9 +259,8 @@ def conv_relu_conv1x1(
                 h = _pixels(h_at, b0, y, x, k0, B, H, W, K, TILE_B, TILE_H, TILE_W, BLOCK_K, TMA)
                 w = _weights(w1_at, 0, tap, k0, MID, TAPS, K, BLOCK_MID, BLOCK_K, TMA)
                 acc = tl.dot(h, w, acc, input_precision="ieee")
-    mid = tl.arange(0, BLOCK_MID)
-    scale, shift = _batch_norm(gamma, beta, mean, variance, eps, mid, MID)
-    a = _relu(acc * scale[None, :] + (_vector(bias1, mid, MID) * scale + shift)[None, :]).to(dtype)
+    scale, shift = _bias_and_batch_norm(bias1, gamma, beta, mean, variance, eps, 0, MID, BLOCK_MID)
+    a = _relu(acc * scale[None, :] + shift[None, :]).to(dtype)
 
     p = tl.arange(0, ROWS)
     b, y, x = b0 + p // (TILE_H * TILE_W), y0 + p // TILE_W % TILE_H, x0 + p % TILE_W
