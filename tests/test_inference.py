@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import re
@@ -14,7 +15,9 @@ from torch import nn
 
 import fastpose
 from fastpose import compile_for_inference
+from fastpose._streams import overlapping_branches
 from fastpose.models import create_model
+from fastpose.models.hourglass import Hourglass, Residuals
 from fastpose.nn import HourglassResidual, _packed
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -221,3 +224,63 @@ def test_tuning(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_for(model, 2)
     assert_same(compile_for_inference(model, images, tune=True)(images), plain(model, images))
     assert Known.of(images.device).tuned
+
+
+def test_branches_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams that only keep a record of what is queued."""
+
+    class Stream:
+        current: Stream
+
+        def __init__(self, name: str = "") -> None:
+            self.name = name or f"side {len(made)}"
+            made.append(self)
+
+        def wait_stream(self, other: Stream) -> None:
+            record.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def stream(new: Stream) -> Any:
+        before, Stream.current = Stream.current, new
+        yield
+        Stream.current = before
+
+    made: list[Stream] = []
+    record: list[str] = []
+    Stream.current = Stream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream.current)
+    model = Hourglass(2, 16, 1).eval()
+    for name, block in model.named_modules():
+        if isinstance(block, Residuals):
+            block.register_forward_pre_hook(lambda *_, name=name: record.append(f"{name} on {Stream.current.name}"))
+    x = torch.randn(2, 16, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        assert {line.rpartition(" on ")[2] for line in record} == {"main"}
+        record.clear()
+        with overlapping_branches() as branches:
+            result = model(x)
+            assert branches.were_used
+    torch.testing.assert_close(result, expected)
+    assert record == [
+        *("side 1 waits for main", "up1 on side 1", "low1 on main"),
+        *("side 2 waits for main", "low2.up1 on side 2", "low2.low1 on main", "low2.low2 on main", "low2.low3 on main"),
+        *("main waits for side 2", "low3 on main", "main waits for side 1"),
+    ]
+    model.train()(x).sum().backward()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), model(x))
+
+
+@needs_gpu
+def test_overlapping_branches_change_nothing() -> None:
+    model = create_model("hourglass", stacks=2, features=64, depth=3, init="torch7").eval().to("cuda", torch.bfloat16)
+    images = torch.rand(3, 3, 64, 96, device="cuda").bfloat16()
+    with torch.no_grad():
+        expected = model(images)
+        with overlapping_branches():
+            for _ in range(3):
+                for ours, theirs in zip(model(images), expected, strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)

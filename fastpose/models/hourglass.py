@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fastpose import _streams
 from fastpose._layers import BatchNorm, Convolution, HeadParameters
 from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path
 from fastpose.nn.residual import HourglassResidual
 from fastpose.ops.hourglass_head import run_op as run_head
 from fastpose.ops.hourglass_head import why_not_these_channels
+from fastpose.ops.hourglass_residual import add_upsampled_
 
 Stem = Literal["torch7", "pytorch_pose"]
 Initialization = Literal["pytorch", "torch7"]
@@ -84,7 +86,15 @@ class Hourglass(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (B, features, H, W) to features of the same shape."""
-        return self.up1(x, low=self.low3(self.low2(self.low1(x, pool=True))))
+        branches = None if self.training else _streams.branches()
+        if branches is None:
+            return self.up1(x, low=self._lower(x))
+        y, low = branches.beside(lambda: self.up1(x), lambda: self._lower(x))
+        add_upsampled_(y, low)
+        return y
+
+    def _lower(self, x: torch.Tensor) -> torch.Tensor:
+        return self.low3(self.low2(self.low1(x, pool=True)))
 
 
 class HourglassStack(nn.Module):

@@ -35,8 +35,8 @@ def _batch_norm(gamma, beta, mean, variance, eps, n, size: tl.constexpr):
 def _bias_and_batch_norm(bias, gamma, beta, mean, variance, eps, n0, size: tl.constexpr, BLOCK: tl.constexpr):
     """Scale and shift of BLOCK sums from channel n0 on, in which a bias is still to come before the normalisation.
 
-    Computed several times over, by all threads: Triton takes the loads of a tensor with fewer elements than threads for cheap, and
-    has every thread load all that it needs of the tile's columns, from five vectors.
+    Computed several times over, by all threads: the loads of a tensor with fewer elements than threads Triton takes for cheap,
+    and has every thread load all that it needs for its part of the tile, from five vectors.
     """
     copies: tl.constexpr = 256 // BLOCK if BLOCK < 256 else 1
     n = n0 + tl.arange(0, BLOCK)[None, :] + tl.zeros([copies, 1], tl.int32)
