@@ -116,9 +116,9 @@ def compile_for_inference(
     """Prepare a model for being called many times with images of one size.
 
     On a GPU its kernels are captured in a CUDA graph for every batch size, which takes the place of hundreds of launches; the
-    branches of hourglasses overlap there if that is measured to be faster. On a CPU a copy of the model is made in which hourglass
-    residuals have their batch normalisations folded into weights that lie as oneDNN reads them. Results are those of the model up
-    to rounding.
+    branches of hourglasses overlap there if that is measured to be faster. On a CPU a copy of the model is made, in which the
+    hourglass residuals have their batch normalisations folded into weights that lie as oneDNN reads them. Results are those of
+    the model up to rounding.
 
     Args:
         model: in evaluation, with parameters on the device of the example.
