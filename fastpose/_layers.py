@@ -27,7 +27,9 @@ class BatchNorm(NamedTuple):
     @classmethod
     def of(cls, module: nn.BatchNorm2d) -> BatchNorm:
         """Of a layer with scale and shift and running statistics."""
-        return cls(module.weight, module.bias, module.running_mean, module.running_var, module.eps)  # type: ignore[arg-type]
+        p, statistics = module._parameters, module._buffers  # where they usually are, and found faster than as attributes
+        weight, bias = (p["weight"], p["bias"]) if len(p) == 2 else (module.weight, module.bias)
+        return cls(weight, bias, statistics["running_mean"], statistics["running_var"], module.eps)  # type: ignore[arg-type]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=self.eps)
@@ -48,7 +50,9 @@ class Convolution(NamedTuple):
     @classmethod
     def of(cls, module: nn.Conv2d, dtype: torch.dtype | None = None) -> Convolution:
         """Of a layer with a bias, with weights in another dtype if one is given."""
-        return cls(module.weight if dtype is None else module.weight.to(dtype), module.bias)  # type: ignore[arg-type]
+        p = module._parameters
+        weight, bias = (p["weight"], p["bias"]) if len(p) == 2 else (module.weight, module.bias)
+        return cls(weight if dtype is None else weight.to(dtype), bias)  # type: ignore[arg-type, union-attr]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)

@@ -48,6 +48,11 @@ def head_parameters(stack: HourglassStack, merge: HourglassMerge | None) -> Head
     return HeadParameters(Convolution.of(stack.conv), BatchNorm.of(stack.bn), Convolution.of(stack.head), *back)
 
 
+@pytest.fixture(autouse=True)
+def few_pixels_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_inference, "FOLDED_PIXELS", 1)
+
+
 @pytest.fixture
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
@@ -81,7 +86,6 @@ RESIDUALS = {
     "low": (32, 32, (3, 16, 12), {"low": True}),
     "pool and low": (32, 64, (2, 24, 40), {"pool": True, "low": True}),
     "small": (32, 32, (1, 4, 4), {"low": True}),
-    "small pool": (32, 32, (3, 9, 8), {"pool": True}),
     "one pixel": (16, 32, (1, 1, 1), {}),
     "nothing": (16, 32, (0, 8, 8), {}),
 }
@@ -330,7 +334,8 @@ def test_why_calls_are_plain(no_grad: None) -> None:
     with fastpose.backend("reference"):
         assert block.inference_path(x) == ("plain", 'fastpose.backend("reference") is in force')
         assert ops_called(lambda: block(x)) == []
-    assert block.inference_path(x[:0]) == ("plain", "x is empty")
+    assert block.inference_path(x[:0]) == ("plain", "x has shape (0, 32, 20, 12)")
+    assert block.inference_path(x[0]) == ("plain", "x has shape (32, 20, 12)")
     assert block.inference_path(x[:, :8]) == ("plain", "x has shape (2, 8, 20, 12)")
     assert block.bfloat16().inference_path(x.bfloat16()) == ("plain", "on a CPU torch.bfloat16 is left to PyTorch")
     assert block.to("meta").inference_path(x.bfloat16().to("meta"))[1] == "there are kernels for cuda and cpu, not for meta"
@@ -338,6 +343,13 @@ def test_why_calls_are_plain(no_grad: None) -> None:
         assert block.inference_path(x) == ("plain", "gradients are needed")
     with pytest.raises(RuntimeError, match="running_mean should contain"):
         block(x[:, :8])
+
+
+def test_few_pixels_are_not_worth_folding(monkeypatch: pytest.MonkeyPatch, no_grad: None) -> None:
+    block, x, _ = block_on(torch.device("cpu"))
+    monkeypatch.setattr(_inference, "FOLDED_PIXELS", 480)
+    assert block.inference_path(x) == ("folded", "x is torch.float32 on a CPU")
+    assert block.inference_path(x[:1]) == ("plain", "folding does not pay for 240 pixels, but from 480 on")
 
 
 def test_gradients_in_evaluation_are_autograds() -> None:

@@ -20,7 +20,6 @@ pytest.importorskip("triton")
 import fastpose
 from fastpose import nn
 from fastpose.models import hourglass
-from fastpose.nn._inference import InferencePath
 from fastpose.triton import residual
 from fastpose.triton.choice import Judge
 from fastpose.triton.configs import ConvConfig, PointwiseConfig
@@ -173,7 +172,7 @@ def test_network_in_the_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """The way that a GPU goes, from the model down to the kernels, with float16 on the CPU."""
     monkeypatch.setenv("FASTPOSE_CACHE_DIR", str(tmp_path))
     for module, op in ((nn.residual, "run_op"), (hourglass, "run_head")):
-        monkeypatch.setattr(module, "inference_path", lambda *_: InferencePath("fused", "we pretend"))
+        monkeypatch.setattr(module, "why_plain", lambda *_: "")
         monkeypatch.setattr(module, op, {"run_op": residual.hourglass_residual, "run_head": residual.hourglass_head}[op])
     torch.manual_seed(0)
     model = hourglass.StackedHourglass(stacks=2, num_joints=5, features=32, depth=1, init="torch7").eval().half()

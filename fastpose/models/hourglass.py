@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fastpose import _streams
 from fastpose._layers import BatchNorm, Convolution, HeadParameters
-from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path
+from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path, why_plain
 from fastpose.nn.residual import HourglassResidual
 from fastpose.ops.hourglass_head import run_op as run_head
 from fastpose.ops.hourglass_head import why_not_these_channels
@@ -122,8 +122,7 @@ class HourglassStack(nn.Module):
             Heatmaps (B, K, H, W) and features (B, features, H, W), None where not wanted.
         """
         y = self.residuals(self.hourglass(x))
-        alike = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
-        if not self.training and alike and self.inference_path(y, merge).name != "plain":
+        if not self.training and x.shape == y.shape and x.dtype == y.dtype and not why_plain(*self._head(y, merge)):
             maps, merged = run_head(y, self.layer_parameters(merge, autocast_dtype(y)), x if merge else None, heatmaps)
             return maps if heatmaps else None, merged if merge else None
         y = functional.relu(self.bn(self.conv(y)), inplace=True)
@@ -135,12 +134,15 @@ class HourglassStack(nn.Module):
 
         As of `HourglassResidual.inference_path`. On a GPU the features must be a multiple of 16, at most 256.
         """
-        layers = {"conv": self.conv, "bn": self.bn, "head": self.head}
-        if merge:
-            if merge._forward_hooks or merge._forward_pre_hooks:
-                return InferencePath("plain", "the merge has hooks, which only a call of it runs")
+        return inference_path(*self._head(y, merge))
+
+    def _head(self, y: torch.Tensor, merge: HourglassMerge | None) -> tuple[Any, ...]:
+        layers: dict[str, nn.Module] = {"conv": self.conv, "bn": self.bn, "head": self.head}
+        if merge and (merge._forward_hooks or merge._forward_pre_hooks):
+            layers["merge"] = merge
+        elif merge:
             layers |= {"from_features": merge.from_features, "from_heatmaps": merge.from_heatmaps}
-        return inference_path(self, layers, y, lambda: why_not_these_channels(self.layer_parameters(merge)))
+        return self, layers, y, lambda: why_not_these_channels(self.conv.in_channels, self.conv.out_channels)
 
     def layer_parameters(self, merge: HourglassMerge | None, dtype: torch.dtype | None = None) -> HeadParameters:
         """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastpose._layers import Convolution
+from fastpose.nn._inference import FOLDED_PIXELS
 from fastpose.nn.residual import HourglassResidual
 from fastpose.ops.hourglass_residual import add_upsampled_
 
@@ -25,7 +26,7 @@ def pack_(model: nn.Module) -> nn.Module:
 
 def _can_be_packed(block: HourglassResidual) -> bool:
     hooks = block._forward_hooks or block._forward_pre_hooks
-    example = torch.empty(1, block.conv1.in_channels, 1, 1)
+    example = torch.empty(1, block.conv1.in_channels, 1, 1).expand(-1, -1, FOLDED_PIXELS, -1)
     with torch.no_grad():
         return not hooks and block.inference_path(example).name == "folded"
 

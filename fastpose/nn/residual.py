@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastpose._layers import BatchNorm, Convolution, ResidualParameters
-from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path
+from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path, why_plain
 from fastpose.ops.hourglass_residual import fits, run_op, why_not_these_channels
 
 
@@ -25,7 +25,8 @@ class HourglassResidual(nn.Module):
       1024 behind the block. Under autocast, inputs of its dtype. The result is in channels_last memory; an input that is not is
       converted, as are weights of the 3×3 convolution (``model.to(memory_format=torch.channels_last)`` spares both).
     - Folded, with the second and third batch normalisation in the weights of the convolutions in front of them: float32 and
-      float64 on a CPU, outside of ``torch.compile``, which fuses the layers itself. The result is in channels_last memory.
+      float64 on a CPU, from 2048 pixels in a batch on, outside of ``torch.compile``, which fuses the layers itself. The result is
+      in channels_last memory.
     - Plain, the layers in turn: everything else, as under ``fastpose.backend("reference")``, with hooks on the layers, or where
       one was replaced by something else.
 
@@ -70,7 +71,7 @@ class HourglassResidual(nn.Module):
         Returns:
             Features (B, out_channels, H, W), with ``pool`` of half the height and width.
         """
-        if not self.training and self.inference_path(x).name != "plain" and fits(x, self.conv3.out_channels, pool, low):
+        if not self.training and not self._why_plain(x) and fits(x, self.conv3.out_channels, pool, low):
             return run_op(x, self.layer_parameters(autocast_dtype(x)), pool, low)
         if pool:
             x = functional.max_pool2d(x, kernel_size=2)
@@ -86,8 +87,13 @@ class HourglassResidual(nn.Module):
         Returns:
             ``name``, ``"fused"``, ``"folded"`` or ``"plain"``, as described above, and the ``reason``.
         """
-        layers = {name: getattr(self, name) for name in ("bn1", "conv1", "bn2", "conv2", "bn3", "conv3", "skip")}
-        return inference_path(self, layers, x, lambda: why_not_these_channels(self.layer_parameters()))
+        return inference_path(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]
+
+    def _why_plain(self, x: torch.Tensor) -> str:
+        return why_plain(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]
+
+    def _why_not_these_channels(self) -> str:
+        return why_not_these_channels(self.conv1.in_channels, self.conv1.out_channels, self.conv3.out_channels)
 
     def layer_parameters(self, dtype: torch.dtype | None = None) -> ResidualParameters:
         """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""

@@ -95,15 +95,15 @@ def check_for_gpu(x: torch.Tensor, parameters: HeadParameters) -> None:
         return
     if x.dtype not in FUSED_DTYPES:
         raise TypeError(f"x: got {x.dtype} on {x.device}, allowed on a GPU are float16 and bfloat16")
-    reason = why_not_these_channels(parameters)
+    convolutions = [conv for conv in (parameters.conv, parameters.from_features) if conv]
+    reason = why_not_these_channels(*(size for conv in convolutions for size in conv.weight.shape[:2]))
     if reason:
         raise ValueError(f"parameters: {reason}")
 
 
-def why_not_these_channels(parameters: HeadParameters) -> str:
+def why_not_these_channels(*channels: int) -> str:
     """Why there is no GPU kernel for a head, or nothing."""
-    widths = {parameters.conv.weight.shape[0], *(parameters.from_features.weight.shape[:1] if parameters.from_features else ())}
-    wrong = sorted(width for width in widths if width % 16 or width > MAX_CHANNELS)
+    wrong = [c for c in channels if c % 16 or c > MAX_CHANNELS]
     return f"the head has {wrong[0]} channels; GPU kernels are for multiples of 16 up to {MAX_CHANNELS}" if wrong else ""
 
 
@@ -163,16 +163,17 @@ def _cpu(
     x: torch.Tensor, parameters: list[torch.Tensor], eps: float, skip: torch.Tensor | None, heatmaps: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     p = _parameters(parameters, eps)
-    features = functional.relu_(p.conv.followed_by(p.bn)(_channels_last(x)))
-    maps = _channels_last(p.head(features)) if heatmaps else x.new_empty(0)
-    if skip is None:
-        return maps, x.new_empty(0)
-    merged = _channels_last(merge_convolution(p)(features))
+    with torch.autocast("cpu", enabled=False):
+        features = functional.relu_(p.conv.followed_by(p.bn)(_channels_last(x)))
+        maps = _channels_last(p.head(features)) if heatmaps else x.new_empty(0)
+        if skip is None:
+            return maps, x.new_empty(0)
+        merged = _channels_last(_merge_convolution(p)(features))
     merged += skip
     return maps, merged
 
 
-def merge_convolution(parameters: HeadParameters) -> Convolution:
+def _merge_convolution(parameters: HeadParameters) -> Convolution:
     """From the features into the next stack's input, directly and by way of the heatmaps, as one convolution."""
     p = parameters
     assert p.from_features

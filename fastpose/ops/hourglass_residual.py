@@ -13,7 +13,6 @@ FUSED_DTYPES = (torch.float16, torch.bfloat16)
 """For which there are GPU kernels."""
 MAX_MID_CHANNELS = 512
 """Of the 3×3 convolution, in a GPU kernel."""
-_FOLD_FROM_PIXELS = 256
 
 
 def hourglass_residual(
@@ -91,15 +90,14 @@ def check_for_gpu(x: torch.Tensor, parameters: ResidualParameters) -> None:
         return
     if x.dtype not in FUSED_DTYPES:
         raise TypeError(f"x: got {x.dtype} on {x.device}, allowed on a GPU are float16 and bfloat16")
-    reason = why_not_these_channels(parameters)
+    mid, channels = parameters.conv1.weight.shape[:2]
+    reason = why_not_these_channels(channels, mid, parameters.conv3.weight.shape[0])
     if reason:
         raise ValueError(f"parameters: {reason}")
 
 
-def why_not_these_channels(parameters: ResidualParameters) -> str:
+def why_not_these_channels(channels: int, mid: int, outputs: int) -> str:
     """Why there is no GPU kernel for a block, or nothing."""
-    mid, channels = parameters.conv1.weight.shape[:2]
-    outputs = parameters.conv3.weight.shape[0]
     if channels % 16 or outputs % 16 or mid % 8:
         return (
             f"the block has {channels}, {mid} and {outputs} channels; "
@@ -176,21 +174,16 @@ def _cuda(
 
 
 def _cpu(x: torch.Tensor, parameters: list[torch.Tensor], eps: list[float], pool: bool, low: torch.Tensor | None) -> torch.Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    p = _parameters(parameters, eps)
     with torch.autocast("cpu", enabled=False):
-        return _cpu_kernels(x.contiguous(memory_format=torch.channels_last), _parameters(parameters, eps), pool, low)
-
-
-def _cpu_kernels(x: torch.Tensor, p: ResidualParameters, pool: bool, low: torch.Tensor | None) -> torch.Tensor:
-    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (4 if pool else 1)
-    if pixels < _FOLD_FROM_PIXELS:
-        return hourglass_residual_reference(x, p, pool, low).contiguous(memory_format=torch.channels_last)
-    if pool:
-        x = functional.max_pool2d(x, 2)
-    y = functional.relu_(p.bn1(x))
-    y = functional.relu_(p.conv1.followed_by(p.bn2)(y))
-    y = functional.relu_(p.conv2.followed_by(p.bn3)(y))
-    y = p.conv3(y).contiguous(memory_format=torch.channels_last)
-    y += p.skip(x) if p.skip else x
+        if pool:
+            x = functional.max_pool2d(x, 2)
+        y = functional.relu_(p.bn1(x))
+        y = functional.relu_(p.conv1.followed_by(p.bn2)(y))
+        y = functional.relu_(p.conv2.followed_by(p.bn3)(y))
+        y = p.conv3(y).contiguous(memory_format=torch.channels_last)
+        y += p.skip(x) if p.skip else x
     if low is not None:
         add_upsampled_(y, low)
     return y
