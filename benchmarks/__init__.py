@@ -1,1 +1,1 @@
-"""Benchmarks of fastpose's kernels: see benchmarks/README.md."""
+"""Benchmarks of fastpose in its checkout: see README.md here. The measuring itself is in fastpose.benchmarking."""

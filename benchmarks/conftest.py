@@ -1,32 +1,38 @@
+"""Options of bench_suites.py, and which of its workloads and providers they choose."""
+
 from __future__ import annotations
 
 import pytest
 
+from fastpose.benchmarking.bench import parse_settings
+from fastpose.benchmarking.runner import planned, title_of
+from fastpose.benchmarking.settings import HELP
+
+_LISTS = ("providers", "threads", "batches", "dtypes")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastpose")
-    group.addoption("--bench-device", default="cpu", choices=["cpu", "cuda"], help="device to measure (default: cpu)")
-    group.addoption("--bench-threads", default="1,2", help="CPU thread counts, comma separated (default: 1,2)")
-    group.addoption("--bench-batches", default="32", help="batch sizes, comma separated (default: 32)")
-    group.addoption("--bench-dtypes", default="float32", help="dtypes, comma separated (default: float32)")
-
-
-def _list(config: pytest.Config, name: str) -> list[str]:
-    return config.getoption(name).split(",")
+    group.addoption("--suites", default="", metavar="LIST", help="separated by commas; all by default")
+    group.addoption("--device", help=HELP["device"])
+    group.addoption("--quick", action="store_true", help=HELP["quick"])
+    for name in _LISTS:
+        group.addoption(f"--{name}", default="", metavar="LIST", help=HELP[name])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    if "threads" in metafunc.fixturenames:
-        on_cpu = config.getoption("--bench-device") == "cpu"
-        counts = [int(n) for n in _list(config, "--bench-threads")] if on_cpu else [1]
-        metafunc.parametrize("threads", counts, ids=lambda n: f"{n}t", scope="session")
-    if "batch" in metafunc.fixturenames:
-        metafunc.parametrize("batch", [int(n) for n in _list(config, "--bench-batches")], ids=lambda n: f"b{n}")
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", _list(config, "--bench-dtypes"))
-
-
-@pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> str:
-    return request.config.getoption("--bench-device")
+    settings = parse_settings(
+        suites=[suite for suite in config.getoption("--suites").split(",") if suite],
+        device=config.getoption("--device"),
+        quick=config.getoption("--quick"),
+        minutes=None,
+        only=[],
+        **{name: config.getoption(f"--{name}") for name in _LISTS},
+    )
+    cases = [
+        pytest.param(workload, threads, name, id=f"{title_of(workload, threads)}: {name}".replace(" ", "-"))
+        for workload, threads in planned(settings)
+        for name in settings.choose(workload)
+    ]
+    metafunc.parametrize(("workload", "threads", "name"), cases)

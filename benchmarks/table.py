@@ -1,53 +1,69 @@
-"""Turns result files into the table of the README: `python -m benchmarks.table` rewrites it. No file, no figure."""
+"""`python -m benchmarks.table` turns the result files into the README's tables and pictures. No file, no figure."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+from fastpose.benchmarking.results import read_results
+from fastpose.benchmarking.table import markdown
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table) -->", "<!-- benchmarks: end -->"
+_PICTURES = {
+    "speedups": "time of every baseline as a multiple of fastpose's",
+    "roofline": "bandwidth and arithmetic reached, with the ceilings of the machine",
+    "memory": "peak memory against batch size",
+}
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores, {machine['build']['simd_level']}"
-    return f"{where}; torch {machine['torch']}, fastpose {machine['commit'] or machine['fastpose']}"
+def publishable(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The results in a folder by their files; neither quick looks nor comparisons of revisions."""
+    found = {file: read_results(file) for file in sorted(folder.glob("fastpose-bench-*.json"))}
+    return {file: result for file, result in found.items() if not (result["run"]["quick"] or "compared_with" in result["run"])}
 
 
-def markdown(result: dict[str, Any]) -> str:
-    lines = [
-        f"Measured on {machine_line(result['machine'])}; the C library keeps freed memory, for all alike.",
-        "",
-        "| op | shape, dtype | threads | fastpose ms | fastest baseline | its ms | speed-up | of a copy's time | all baselines |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        ms, best = row["milliseconds"], row["fastest_baseline"]
-        others = ", ".join(f"{name} {ratio:.1f}×" for name, ratio in sorted(row["speedups"].items(), key=lambda i: i[1]))
-        lines.append(
-            f"| {row['workload']} | {'×'.join(map(str, row['shape']))} {row['dtype']} | {row['threads'] or '–'} "
-            f"| {ms['fastpose']:.3f} | {best} | {ms[best]:.3f} | **{row['speedup']:.1f}×** | {row['times_copy']:.2f} | {others} |"
-        )
-    return "\n".join(lines)
+def section(folder: Path = RESULTS, root: Path = README.parent) -> str:
+    """The README's part: for the CPU and for every GPU what was measured, or that nothing was.
 
-
-def section() -> str:
+    Args:
+        folder: of result files and their pictures.
+        root: of the checkout, from which the README names pictures.
+    """
     parts = []
-    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
-        path = HERE / "results" / f"{device}.json"
-        body = markdown(json.loads(path.read_text())) if path.exists() else "Not yet measured."
-        parts.append(f"### {title}\n\n{body}")
+    found = publishable(folder)
+    for device, kind in (("cpu", "CPU"), ("cuda", "GPU")):
+        of_device = {file: result for file, result in found.items() if result["machine"]["device"] == device}
+        if not of_device:
+            parts.append(f"### {kind}\n\nNot yet measured.")
+        for file, result in of_device.items():
+            pictures = [
+                f"![{text}]({picture.relative_to(root).as_posix()})"
+                for name, text in _PICTURES.items()
+                if (picture := file.with_suffix(f".{name}.png")).exists()
+            ]
+            title = result["machine"].get("gpu", kind)
+            parts.append("\n\n".join([f"### {title}", markdown(result), *pictures]))
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    before, _, rest = README.read_text().partition(BEGIN)
+def replace_section(text: str, new: str) -> str:
+    """A README with this between the two marks; ValueError if they are missing."""
+    before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"{README}: the lines {BEGIN!r} and {END!r} are missing")
-    README.write_text(f"{before}{BEGIN}\n\n{section()}\n\n{END}{after}")
+        raise ValueError(f"the lines {BEGIN!r} and {END!r} are missing")
+    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Draw the pictures of all publishable results and rewrite the README."""
+    from fastpose.benchmarking.plots import draw_all  # needs matplotlib
+
+    for file, result in publishable(RESULTS).items():
+        draw_all(result, file)
+    README.write_text(replace_section(README.read_text(encoding="utf-8"), section()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ from fastpose.models import architecture_name, create_model
 
 _ARCHITECTURE_KEY = "fastpose.architecture"
 _OPTIONS_KEY = "fastpose.options"
+CODEC_KEY = "fastpose.codec"
+"""Metadata key of the weights' codec: `HeatmapCodec.to_dict` as JSON."""
+SKELETON_KEY = "fastpose.skeleton"
+"""Metadata key of the name of the skeleton."""
+CROP_KEY = "fastpose.crop"
+"""Metadata key of the name of the crops in `fastpose.data.crop_settings.CROPS`; MPII's if there is none."""
 _MAX_NAMES = 8
 
 
@@ -127,7 +133,19 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch
 
 
 def _copy_weights(tensors: dict[str, torch.Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:
-    expected = model.state_dict()
+    problems = misfit(tensors, model.state_dict())
+    if problems:
+        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {problems}")
+    model.load_state_dict(tensors)
+
+
+def misfit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """Name the tensors that are missing, unexpected or of another shape than expected; an empty text if none is.
+
+    Args:
+        tensors: what there is, by name.
+        expected: tensors of the right names and shapes.
+    """
     problems = {
         "missing": sorted(expected.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - expected.keys()),
@@ -137,10 +155,7 @@ def _copy_weights(tensors: dict[str, torch.Tensor], model: nn.Module, path: str 
             if name in tensors and tensors[name].shape != tensor.shape
         ],
     }
-    if any(problems.values()):
-        details = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {details}")
-    model.load_state_dict(tensors)
+    return "; ".join(f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
 
 
 def _shorten(names: list[str]) -> str:

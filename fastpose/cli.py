@@ -14,16 +14,20 @@ try:
     from typer.core import TyperGroup
 
     from fastpose.commands._output import complain
+    from fastpose.commands.bench import bench
+    from fastpose.commands.convert import convert
     from fastpose.commands.demo import demo
+    from fastpose.commands.evaluate import evaluate
     from fastpose.commands.info import info
     from fastpose.commands.models import models
     from fastpose.commands.predict import predict
+    from fastpose.commands.score import score
     from fastpose.commands.train import train
 except ModuleNotFoundError as error:
     print(f"fastpose: the command needs {error.name}: pip install 'fastpose-kernels[train]'", file=sys.stderr)
     sys.exit(2)
 
-_EXTRAS = {"cv2", "lightning", "matplotlib", "safetensors", "tensorboard", "torchmetrics"}
+_EXTRAS = {"cv2", "h5py", "lightning", "matplotlib", "pycocotools", "safetensors", "scipy", "tensorboard", "torchmetrics"}
 # What the user can mend. Anything else is a bug, which its traceback describes best.
 _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, NotBuiltError, torch.OutOfMemoryError)
 
@@ -55,7 +59,7 @@ def options(
     """Human pose estimation with fused heatmap kernels."""
 
 
-for command in (train, predict, demo, models, info):
+for command in (train, evaluate, predict, score, convert, demo, bench, models, info):
     app.command()(command)
 
 

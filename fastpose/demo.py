@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,14 +19,16 @@ from torch.utils.benchmark import Timer
 
 import fastpose
 from fastpose._files import write_atomically
+from fastpose.benchmarking.machine import cpu_name
 from fastpose.cases import CASES
 from fastpose.checkpoints import load_model
+from fastpose.commands._output import stages_table
 from fastpose.data.crops import CropSettings, PoseDataset, PoseSample
-from fastpose.data.figures import Figures
+from fastpose.data.figures import VALIDATION_SEED, Figures
 from fastpose.plots import SheetRow, figure_sheet
 from fastpose.recipes import Recipe, get_recipe
 from fastpose.skeletons import MPII
-from fastpose.training import VALIDATION_SEED, TrainingResult, figures_data, train
+from fastpose.training import TrainingResult, figures_data, train
 
 _PEOPLE_SHOWN = 5
 _ENLARGEMENT = 5  # of the pictures that are shown over those that the model sees
@@ -100,9 +101,9 @@ def run_demo(
     with tempfile.TemporaryDirectory() as run:
         result = train(recipe, data, run, seed=seed, progress=progress)
         write_atomically(weights, result.weights.read_bytes())
-    result = TrainingResult(weights, result.history, result.initial, result.final)
+    result = TrainingResult(weights, result.history, result.scores)
     trained = time.perf_counter()
-    console.print(_scores_table(result, len(data.validation)))
+    console.print(stages_table(f"PCKh@0.5 (%) on {len(data.validation)} unseen figures", result.scores))
 
     figure_sheet(_sheet_rows(recipe, result), result.history, MPII, out / "fastpose_demo.png")
     timings = time_ops()
@@ -127,7 +128,7 @@ def run_demo(
 
 def describe_machine() -> dict[str, Any]:
     """What the timings depend on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     return {
         "device": device,
         "cores": os.cpu_count(),
@@ -177,9 +178,11 @@ def _forward_backward(function: Callable[[], tuple[torch.Tensor, ...]], leaves: 
 
 def _sheet_rows(recipe: Recipe, result: TrainingResult) -> list[SheetRow]:
     """The first people validated on, as the model sees them and drawn larger for the eye."""
-    height, width = recipe.input_size
+    codec = recipe.make_codec()
+    assert codec is not None
+    height, width = codec.input_size
     seen, shown = (_first_people(size) for size in ((height, width), (_ENLARGEMENT * height, _ENLARGEMENT * width)))
-    model, codec = load_model(result.weights).eval(), recipe.make_codec()
+    model = load_model(result.weights).eval()
     with torch.inference_mode():
         stacks = model(torch.stack([sample["image"] for sample in seen]))
     # The crops' convention, (R/h)(x - c) + R/2, makes their coordinates proportional to their size R.
@@ -203,15 +206,6 @@ def _first_people(size: tuple[int, int]) -> list[PoseSample]:
     return [crops[index] for index in range(_PEOPLE_SHOWN)]
 
 
-def _scores_table(result: TrainingResult, people: int) -> Table:
-    table = Table("joint", title=f"PCKh@0.5 (%) on {people} unseen figures", title_justify="left")
-    for column in ("initial stack", "final stack"):
-        table.add_column(column, justify="right")
-    for name, final in result.final.items():
-        table.add_row(name, f"{result.initial[name]:.1f}", f"{final:.1f}", end_section=name == "ankle")
-    return table
-
-
 def _timings_table(timings: list[OpTiming]) -> Table:
     batch, joints, height, width = _TIMED_SHAPE
     title = f"{batch} x {joints} maps of {height} x {width}, float32, {torch.get_num_threads()} threads, medians"
@@ -221,13 +215,3 @@ def _timings_table(timings: list[OpTiming]) -> Table:
     for timing in timings:
         table.add_row(timing.op, f"{timing.fused:.2f}", f"{timing.reference:.2f}", f"{timing.ratio:.1f}")
     return table
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -178,6 +178,44 @@ def learning_curve(history: Mapping[str, Sequence[float]], path: str | Path) -> 
     _save_figure(figure, path)
 
 
+def threshold_curves(
+    curves: Mapping[str, Sequence[float]], thresholds: Sequence[float], path: str | Path, *, title: str = "", unit: str = ""
+) -> None:
+    """Write a picture of the percentage of correct keypoints over the threshold, for several methods together.
+
+    Args:
+        curves: percentages at the thresholds by the name of the method; the legend names them from the best at the last
+            threshold down.
+        thresholds: in units of a length of the person.
+        path: A file of a kind that Matplotlib writes; an existing one is replaced.
+        title: Of the picture.
+        unit: The length, for the axis.
+
+    Raises:
+        ValueError: There are no curves, one has not a value for each threshold, or the kind of file is unknown.
+        FileNotFoundError: There is no such folder.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one method, got none")
+    for name, values in curves.items():
+        if len(values) != len(thresholds):
+            raise ValueError(f"curves must have {len(thresholds)} values, one for each threshold, got {len(values)} for {name}")
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(sorted(curves.items(), key=lambda item: -item[1][-1])):
+        # Colours repeat after ten.
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        axes.plot(thresholds, values, linestyle=style, label=f"{name}: {values[-1]:.1f}")
+    axes.set_xlim(thresholds[0], thresholds[-1])
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"threshold ({unit})" if unit else "threshold")
+    axes.set_ylabel("correct keypoints (%)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    _save_figure(figure, path)
+
+
 def figure_sheet(rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]], skeleton: Skeleton, path: str | Path) -> None:
     """Write a page: for each person truth, predictions of the first and last stage, and heatmaps; the curve.
 
@@ -215,6 +253,44 @@ def figure_sheet(rows: Sequence[SheetRow], history: Mapping[str, Sequence[float]
             if index == 0:
                 axes.set_title(title)
     _plot_history(figure.add_subplot(grid[len(rows), :]), history)
+    _save_figure(figure, path)
+
+
+def stage_sheet(
+    images: Sequence[Image],
+    truth: Sequence[ArrayLike],
+    stages: Mapping[str, Sequence[ArrayLike]],
+    skeleton: Skeleton,
+    path: str | Path,
+) -> None:
+    """Write a page that shows the same people after each stage of a model.
+
+    Args:
+        images: uint8 (H, W, 3) of each person, at least one.
+        truth: (K, 2) labelled joints of each.
+        stages: by the stage's name, (K, 2) predicted joints of each person.
+        skeleton: Whose joints these are.
+        path: A file of a kind that Matplotlib writes; an existing one is replaced.
+
+    Raises:
+        ValueError: There are no people, an array has the wrong shape, or the kind of file is unknown.
+        FileNotFoundError: There is no such folder.
+    """
+    if not images:
+        raise ValueError("images must hold at least one person, got none")
+    columns = {"truth": truth, **stages}
+    figure = Figure(figsize=(2.6 * len(columns), 2.75 * len(images)), layout="constrained")
+    grid = figure.add_gridspec(len(images), len(columns))
+    for column, (title, poses) in enumerate(columns.items()):
+        for row, (image, pose) in enumerate(zip(images, poses, strict=True)):
+            _check_image(image)
+            zoom = -(-_LEAST_PICTURE // max(image.shape[:2]))
+            larger = np.asarray(cv2.resize(image, None, fx=zoom, fy=zoom), np.uint8)
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(draw_skeleton(larger, zoom * (np.asarray(pose) + 0.5) - 0.5, skeleton))
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
     _save_figure(figure, path)
 
 

@@ -104,11 +104,29 @@ def test_info_says_why_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install --no-build-isolation" in reason
 
 
-def test_models_shows_paper_and_size() -> None:
-    output = run("models").output
-    (row,) = (line for line in output.splitlines() if "25,434,112" in line)
-    assert "hourglass" in row
-    assert "Newell" in row
+def test_models_shows_papers_and_sizes() -> None:
+    result = run("models")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    (row,) = (line for line in lines if "25,434,112" in line)
+    assert [cell.strip() for cell in row.split("│")][1:5] == ["paper", "25,434,112", "27.44", "256×256"]
+    (row,) = (line for line in lines if "31,219,866" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "paper",
+        "31,219,866",
+        "175.44",
+        "368×368",
+        "14 joints, heatmaps 46×46",
+        "stage 1 to stage 6",
+    ]
+    for paper in (
+        "hourglass: Stacked Hourglass Networks",
+        "ief: Human Pose Estimation with Iterative",
+        "Toshev",
+        "Tompson",
+        "Wei",
+    ):
+        assert paper in result.output
 
 
 # ---- predict --------------------------------------------------------------------------------------------------------
@@ -178,7 +196,7 @@ def test_train_does_as_it_is_told() -> None:
     assert recipe.model_options == {"stacks": 2, "features": 64, "init": "torch7"}
     assert recipe.codec == "msra"
     assert (data.name, len(data.train)) == ("figures", 90)
-    assert (out, options["seed"], options["workers"], options["resume"]) == (Path("somewhere"), 5, 2, "last")
+    assert (out, options["seed"], options["workers"], options["resume"]) == (Path("somewhere"), 5, 2, True)
     printed = [[cell.strip() for cell in line.split("│")] for line in result.output.splitlines()]
     assert ["", "codec", "msra", ""] in printed
 
@@ -188,7 +206,7 @@ def test_train_by_default() -> None:
     recipe, _, out, options = run("train", "--data", "figures", "--steps", 10).exception.args
     assert recipe.name == "hourglass-demo"
     assert out == Path("runs/hourglass-demo-figures")
-    assert options["resume"] is None
+    assert options["resume"] is False
 
 
 def test_demo_passes_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,7 +231,7 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("predict", "{weights}", A, "--box", "1,2,nan,4"), "--box must be X,Y,W,H in numbers"),
         (("predict", "{weights}", A, "--box", "1,2,0,4"), "positive width, height"),
         (("predict", "{weights}", A, "--box", "120,2,5,4"), "outside of the image of 120 x 80"),
-        (("predict", "{weights}", BOTH, "--box", "1,2,3,4"), "--box is of one image, got 2 images"),
+        (("predict", "{weights}", BOTH, "--box", "1,2,3,4"), "--box is of one image or video, got 2 of them"),
         (("predict", "{weights}", A, "--center", "1,2"), "--center and --scale need each other"),
         (("predict", "{weights}", A, "--center", "1,2", "--scale", "-1"), "scale must be positive"),
         (
@@ -227,8 +245,8 @@ A, BOTH = "{pictures}/a.png", "{pictures}"
         (("train", "--data", "figures", "--set", "codec"), "--set must be KEY=VALUE"),
         (("train", "--data", "figures", "--set", "codecs=udp"), "--set must be KEY=VALUE with a KEY of name, model"),
         (("train", "--data", "figures", "--set", "steps.x=3"), "steps has no entries"),
-        (("train", "--data", "figures", "--annotations", "a.json"), "are for --data mpii"),
-        (("train", "--data", "mpii"), "needs --annotations FILE"),
+        (("train", "--data", "figures", "--annotations", "a.json"), "for published data sets, not for figures"),
+        (("train", "--data", "mpii"), "needs --root FOLDER or --annotations FILE"),
         (("train", "--data", "mpii", "--annotations", "nowhere.json"), "nowhere.json"),
     ],
 )

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from fastpose.cases import CASES
-from fastpose.data.figures import Figures
+from fastpose.data.figures import VALIDATION_SEED, Figures
 from fastpose.demo import run_demo, time_ops
 from fastpose.prediction import Predictor
 from fastpose.recipes import Recipe, get_recipe
-from fastpose.training import VALIDATION_SEED, TrainingResult
+from fastpose.training import TrainingResult
 
 
 class Demo(NamedTuple):

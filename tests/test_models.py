@@ -134,6 +134,20 @@ def test_forward_is_that_of_the_paper(stem: str, images: torch.Tensor) -> None:
         torch.testing.assert_close(output, expected)
 
 
+def test_image_mean_is_subtracted_before_anything_is_padded(tmp_path, images: torch.Tensor) -> None:
+    mean = (0.5, 0.25, 0.125)
+    options = {"stacks": 1, "features": 8, "depth": 1}
+    model, plain = StackedHourglass(**options, image_mean=mean).eval(), StackedHourglass(**options).eval()
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"stem.image_mean"}
+    plain.load_state_dict(model.state_dict(), strict=False)
+    expected = plain(images - torch.tensor(mean)[:, None, None])[0]
+    assert torch.equal(model(images)[0], expected)
+    save_weights(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors").eval()
+    assert loaded.options == model.options
+    assert torch.equal(loaded(images)[0], expected)
+
+
 def test_every_parameter_is_trained(small: StackedHourglass, images: torch.Tensor) -> None:
     torch.stack(small(images)).square().mean().backward()
     assert [name for name, parameter in small.named_parameters() if parameter.grad is None] == []
@@ -200,6 +214,8 @@ def test_refuses_images_it_cannot_pool(shape: tuple[int, ...]) -> None:
         ({"modules": 0}, "modules"),
         ({"stem": "torch"}, "stem"),
         ({"init": "zeros"}, "init"),
+        ({"image_mean": (0.5, 0.5)}, "image_mean"),
+        ({"image_mean": (0.5, 0.5, float("nan"))}, "image_mean"),
     ],
 )
 def test_refuses_bad_options(options: dict[str, object], name: str) -> None:
@@ -282,7 +298,7 @@ def test_damaged_missing_and_foreign_checkpoints(tmp_path, small: StackedHourgla
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
         load_weights(small, path)
-    with pytest.raises(TypeError, match="StackedHourglass, got Linear"):
+    with pytest.raises(TypeError, match=r"StackedHourglass.*, got Linear"):
         save_weights(nn.Linear(1, 1), path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_weights(small, tmp_path / "nowhere" / "model.safetensors")

@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -140,7 +138,7 @@ def assert_same_bits(a: Values, b: Values) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("shape", [pytest.param(SMALL, id="small", marks=pytest.mark.sanitize), pytest.param(WIDE, id="wide")])
 @each_variant()
 def test_variants(case: OpCase, variant: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     check(case, case.call(shape, variant, dtype=dtype, device=device))
@@ -165,6 +163,8 @@ def test_variants_in_other_layouts(case: OpCase, variant: str, variant_layout: s
 @each_case()
 def test_any_shape(case: OpCase, device: torch.device) -> None:
     """Empty batches and joints, sizes of 1, and everything between."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
 
     @hypothesis.given(
         shape=st.tuples(st.integers(0, 3), st.integers(0, 18), st.integers(1, 40), st.integers(1, 40)),
@@ -544,7 +544,7 @@ def test_autocast_changes_nothing(case: OpCase, dtype: torch.dtype, device: torc
         assert_same_bits(fused(call), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
 @each_case()
 def test_the_gpu_is_not_waited_for(case: OpCase) -> None:
     """No check reads its memory. Lists of numbers are copied to it, which waits: tensors are the way around that."""

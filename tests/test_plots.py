@@ -18,6 +18,7 @@ from fastpose.plots import (
     figure_sheet,
     learning_curve,
     save_image,
+    threshold_curves,
 )
 from fastpose.skeletons import MPII, Skeleton
 
@@ -216,6 +217,34 @@ def test_a_wrong_history_is_refused(history: dict, message: str, tmp_path: Path)
     ):
         with pytest.raises(ValueError, match=message):
             write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_of_several_methods_are_in_the_picture(tmp_path: Path) -> None:
+    thresholds = (0.0, 0.1, 0.2)
+    few = {"good": [0.0, 60.0, 90.0], "bad": [0.0, 20.0, 40.0]}
+    many = {f"method {number}": [0.0, 2.0 * number, 3.0 * number] for number in range(12)}
+    pictures = []
+    for name, curves in (("few", few), ("good", {"good": few["good"]}), ("many", many)):
+        threshold_curves(curves, thresholds, tmp_path / f"{name}.png", title="wrist", unit="torso")
+        pictures.append(cv2.imread(str(tmp_path / f"{name}.png")))
+    colored = [(np.ptp(picture.astype(int), axis=2) > 60).sum() for picture in pictures]
+    assert colored[1] < colored[0] < colored[2]
+    threshold_curves(few, thresholds, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("curves", "path", "message"),
+    [
+        ({}, "a.png", "curves must hold at least one method"),
+        ({"a": [1.0]}, "a.png", "curves must have 2 values, one for each threshold, got 1 for a"),
+        ({"a": [1.0, 2.0]}, "a.xyz", "path must end in one of"),
+    ],
+)
+def test_wrong_curves_are_refused(curves: dict, path: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        threshold_curves(curves, (0.0, 0.1), tmp_path / path)
     assert not list(tmp_path.iterdir())
 
 

@@ -27,6 +27,10 @@ def test_an_image_may_be_a_file_and_labels_may_be_missing() -> None:
     record = person(image=Path("people.jpg"), keypoints=np.full((2, 2), np.nan, np.float32))
     assert record.image == Path("people.jpg")
     assert math.isnan(record.head_size)
+    assert math.isnan(record.torso_size)
+    assert np.isnan(record.box).all()
+    assert not record.labelled.any()
+    assert person(torso_size=0.0, area=0.0, box=np.zeros(4, np.float32)).labelled.all()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,12 @@ def test_an_image_may_be_a_file_and_labels_may_be_missing() -> None:
         ({"scale": 0.0}, "scale"),
         ({"scale": math.nan}, "scale"),
         ({"head_size": -1.0}, "head_size"),
+        ({"torso_size": -1.0}, "torso_size must be at least 0 and finite, or NaN if unknown, got -1"),
+        ({"area": math.inf}, "area must be at least 0 and finite"),
+        ({"box": np.zeros(4)}, "box must be float32 .* got float64"),
+        ({"box": np.zeros(5, np.float32)}, "box must be float32"),
+        ({"box": np.array([0, 0, -1, 5], np.float32)}, "box must be finite with width and height of at least 0"),
+        ({"box": np.array([0, np.nan, 1, 5], np.float32)}, "box must be finite"),
     ],
 )
 def test_wrong_values_are_refused(changes: dict[str, Any], message: str) -> None:

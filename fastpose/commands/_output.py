@@ -21,3 +21,14 @@ def pairs(title: str, values: Mapping[str, Any]) -> Table:
     for name, value in values.items():
         table.add_row(name, str(value))
     return table
+
+
+def stages_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores by joint group, a column for each stage of a model."""
+    table = Table("joint", title=title, title_justify="left")
+    for stage in scores:
+        table.add_column(stage, justify="right")
+    groups = list(next(iter(scores.values())))
+    for group in groups:
+        table.add_row(group, *(f"{values[group]:.1f}" for values in scores.values()), end_section=group == groups[-2])
+    return table

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
-Convention = Literal["corner", "udp"]
+Convention = Literal["corner", "centre", "udp"]
 
 # Below this zoom bilinear interpolation skips source pixels; the hourglass code shrinks first from here too.
 _SHRINK_FIRST_ZOOM = 0.5
@@ -32,6 +32,8 @@ def crop_affine(
     and h = 200·scale, and without rotation, a square crop takes x to
 
     - ``"corner"``: (R/h)·(x - c) + R/2, as the hourglass, SimpleBaseline and HRNet code does;
+    - ``"centre"``: (R/h)·(x - c) + (R-1)/2, which cuts the box into R cells of equal width and has a pixel at each
+      one's centre, as `cv2.resize` does; commutes with mirroring;
     - ``"udp"``: ((R-1)/h)·(x - c) + (R-1)/2, which treats the crop's pixel centres as its corners and is
       unbiased under resizing and flipping (Huang et al., "The Devil is in the Details", CVPR 2020).
 
@@ -40,14 +42,14 @@ def crop_affine(
         scale: side of the box in image pixels divided by 200, as MPII defines it.
         size: (height, width) of the crop in pixels.
         rotation: degrees by which the crop's content turns anticlockwise, as seen, about the box's centre.
-        convention: ``"corner"`` or ``"udp"``.
+        convention: ``"corner"``, ``"centre"`` or ``"udp"``.
 
     Returns:
         Matrix (2, 3) from image pixels to crop pixels.
 
     Raises:
         ValueError: if an argument is not finite, ``scale`` or ``size`` is not positive, or ``convention`` is
-            not one of the two.
+            not one of the three.
     """
     center = np.asarray(center, np.float64)
     if center.shape != (2,) or not np.isfinite(center).all():
@@ -58,14 +60,16 @@ def crop_affine(
         raise ValueError(f"rotation must be finite, got {rotation}")
     if len(size) != 2 or min(size) < 2:
         raise ValueError(f"size must be (height, width), each at least 2, got {size}")
-    if convention not in ("corner", "udp"):
-        raise ValueError(f"convention must be 'corner' or 'udp', got {convention!r}")
-    extent = np.asarray(size[::-1], np.float64) - (convention == "udp")
+    if convention not in ("corner", "centre", "udp"):
+        raise ValueError(f"convention must be 'corner', 'centre' or 'udp', got {convention!r}")
+    pixels = np.asarray(size[::-1], np.float64)
+    extent = pixels - (convention == "udp")
+    middle = (pixels if convention == "corner" else pixels - 1) / 2
     zoom = extent.min() / (200.0 * scale)
     angle = math.radians(rotation)
     cosine, sine = zoom * math.cos(angle), zoom * math.sin(angle)
     linear = np.array([[cosine, sine], [-sine, cosine]])
-    return np.column_stack([linear, extent / 2 - linear @ center])
+    return np.column_stack([linear, middle - linear @ center])
 
 
 def flip_affine(width: int) -> Matrix:
@@ -107,8 +111,8 @@ def apply_affine(points: ArrayLike, matrix: Matrix) -> NDArray[np.float64]:
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def warp_affine(image: NDArray[Any], matrix: Matrix, size: tuple[int, int]) -> NDArray[Any]:
-    """Resample an image by a map, black where the map reaches outside of it.
+def warp_affine(image: NDArray[Any], matrix: Matrix, size: tuple[int, int], fill: float = 0) -> NDArray[Any]:
+    """Resample an image by a map.
 
     Where the map halves the image or shrinks it more, the image is first shrunk by area averaging, so that
     fine texture does not alias.
@@ -117,6 +121,7 @@ def warp_affine(image: NDArray[Any], matrix: Matrix, size: tuple[int, int]) -> N
         image: (H, W) or (H, W, C).
         matrix: (2, 3) from image pixels to output pixels.
         size: (height, width) of the output.
+        fill: value of what the map reaches outside of the image.
 
     Returns:
         Output (height, width) or (height, width, C) of the same dtype.
@@ -129,4 +134,4 @@ def warp_affine(image: NDArray[Any], matrix: Matrix, size: tuple[int, int]) -> N
         shrink = np.column_stack([np.diag(ratio), ratio / 2 - 0.5])
         image = cv2.resize(image, shrunk_size[::-1], interpolation=cv2.INTER_AREA)
         matrix = compose_affine(matrix, invert_affine(shrink))
-    return cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=(fill,) * 4)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
+from typing_extensions import NotRequired
 
 from fastpose.data.affine import (
-    Convention,
     apply_affine,
     compose_affine,
     crop_affine,
@@ -22,7 +21,8 @@ from fastpose.data.affine import (
     invert_affine,
     warp_affine,
 )
-from fastpose.data.augmentation import AUGMENTATIONS, Augmentation
+from fastpose.data.augmentation import AUGMENTATIONS, recolor
+from fastpose.data.crop_settings import CropSettings
 from fastpose.data.records import Person
 from fastpose.skeletons import Skeleton
 
@@ -41,9 +41,15 @@ class PoseSample(TypedDict):
         source_keypoints: the keypoints in image pixels, float32 (K, 2). In a mirrored crop left and right
             have changed places here too, so that ``crop_to_image`` takes ``keypoints`` to these.
         head_size: normaliser of PCKh in image pixels, float32 scalar; NaN if not known.
+        torso_size: normaliser of PCK in image pixels, likewise.
+        box: the record's ``box`` in image pixels, float32 (4,).
+        area: the record's ``area`` in image pixels, float32 scalar.
         image_id: the record's ``image_id``.
         person_id: the record's ``person_id``.
         index: position in the data set.
+        everyone: if asked for, keypoints of P people in crop pixels, float32 (P, K, 2): this one's and then the
+            bystanders'; NaN where there are not so many.
+        source: if asked for, the image that the crop is from, RGB, uint8 (3, h, w), its size the image's own.
     """
 
     image: torch.Tensor
@@ -52,46 +58,14 @@ class PoseSample(TypedDict):
     crop_to_image: torch.Tensor
     source_keypoints: torch.Tensor
     head_size: torch.Tensor
+    torso_size: torch.Tensor
+    box: torch.Tensor
+    area: torch.Tensor
     image_id: int | str
     person_id: int
     index: int
-
-
-@dataclass(frozen=True)
-class CropSettings:
-    """How people are cut out of images.
-
-    Attributes:
-        size: (height, width) of the crop in pixels.
-        enlargement: factor of the person's side. MPII's boxes are tight, so every MPII method enlarges them.
-        shift_down: pixels by which the box's centre moves down for each unit of the record's scale, likewise.
-        convention: how the box meets the crop's pixels, see `crop_affine`.
-        augmentation: random changes, by name (``"torch7_hourglass"``, ``"pytorch_pose"``) or spelt out; None
-            for none.
-        seed: seed of the random changes.
-
-    Raises:
-        ValueError: if a value is out of its range or ``augmentation`` is an unknown name.
-    """
-
-    size: tuple[int, int] = (256, 256)
-    enlargement: float = 1.25
-    shift_down: float = 15.0
-    convention: Convention = "corner"
-    augmentation: Augmentation | str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.enlargement > 0:
-            raise ValueError(f"enlargement must be positive, got {self.enlargement}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if isinstance(self.augmentation, str) and self.augmentation not in AUGMENTATIONS:
-            raise ValueError(
-                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, an Augmentation or None, got {self.augmentation!r}"
-            )
-        # Any person shows whether size and convention are acceptable.
-        crop_affine((0.0, 0.0), 1.0, self.size, convention=self.convention)
+    everyone: NotRequired[torch.Tensor]
+    source: NotRequired[torch.Tensor]
 
 
 class PoseDataset(Dataset[PoseSample]):
@@ -105,14 +79,26 @@ class PoseDataset(Dataset[PoseSample]):
             records on demand, each is checked when it is asked for.
         skeleton: the records' joints; mirrored crops swap its flip pairs.
         settings: how to crop.
+        people_per_crop: P of ``everyone``; 0: without.
+        with_source: whether samples have a ``source``.
 
     Raises:
         ValueError: if a record has not the skeleton's number of joints.
         FileNotFoundError: if image files are missing; the message names them.
     """
 
-    def __init__(self, people: Sequence[Person], skeleton: Skeleton, settings: CropSettings) -> None:
+    def __init__(
+        self,
+        people: Sequence[Person],
+        skeleton: Skeleton,
+        settings: CropSettings,
+        *,
+        people_per_crop: int = 0,
+        with_source: bool = False,
+    ) -> None:
         self.people = people
+        self.people_per_crop = people_per_crop
+        self.with_source = with_source
         self.skeleton = skeleton
         self.settings = settings
         augmentation = settings.augmentation
@@ -123,7 +109,7 @@ class PoseDataset(Dataset[PoseSample]):
         if isinstance(people, (list, tuple)):
             for index, person in enumerate(people):
                 self._check_joints(person, index)
-            _check_files(person.image for person in people if isinstance(person.image, Path))
+        check_images(people)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random changes of an epoch; call it before iterating over a loader.
@@ -147,39 +133,53 @@ class PoseDataset(Dataset[PoseSample]):
         Raises:
             IndexError: if ``index`` is outside of the data set.
             FileNotFoundError: if the image file is missing.
-            ValueError: if the image file cannot be read, or the record has the wrong number of joints.
+            ValueError: if the image file cannot be read, or the record has the wrong number of joints or nothing by
+                which the settings place it.
         """
         index = range(len(self))[index]
         person = self.people[index]
         self._check_joints(person, index)
         settings = self.settings
-        center = person.center + np.array([0.0, settings.shift_down * person.scale])
-        scale = person.scale * settings.enlargement
-        keypoints, visible = person.keypoints, person.visible
-        gains = None
+        image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
+        center, scale = settings.locate(person, (image.shape[0], image.shape[1]))
+        keypoints, visible, bystanders = person.keypoints, person.visible, person.bystanders
+        change = None
         if self._augmentation is None:
             matrix = crop_affine(center, scale, settings.size, convention=settings.convention)
         else:
-            rng = np.random.default_rng((settings.seed, int(self._epoch), index))
-            change = self._augmentation.draw(rng)
-            gains = change.gains
+            change = self._augmentation.draw(np.random.default_rng((settings.seed, int(self._epoch), index)))
+            center = center + 200 * scale * change.shift
             matrix = crop_affine(center, scale * change.scale_factor, settings.size, change.rotation, settings.convention)
             if change.flip:
                 matrix = compose_affine(flip_affine(settings.size[1]), matrix)
                 keypoints = keypoints[self._flip_permutation]
                 visible = visible[self._flip_permutation]
-        image = person.image if isinstance(person.image, np.ndarray) else read_image(person.image)
-        return PoseSample(
-            image=_to_tensor(warp_affine(image, matrix, settings.size), gains),
+                bystanders = bystanders[:, self._flip_permutation] if len(bystanders) else bystanders
+        crop = warp_affine(image, matrix, settings.size, settings.fill)
+        pixels = torch.from_numpy(crop).permute(2, 0, 1).contiguous().float().div_(255)
+        sample = PoseSample(
+            image=pixels if change is None else recolor(pixels, change),
             keypoints=torch.from_numpy(apply_affine(keypoints, matrix)).float(),
             visible=torch.from_numpy(visible.copy()),
             crop_to_image=torch.from_numpy(invert_affine(matrix)).float(),
             source_keypoints=torch.from_numpy(keypoints.copy()),
             head_size=torch.tensor(person.head_size, dtype=torch.float32),
+            torso_size=torch.tensor(person.torso_size, dtype=torch.float32),
+            box=torch.from_numpy(person.box.copy()),
+            area=torch.tensor(person.area, dtype=torch.float32),
             image_id=person.image_id,
             person_id=person.person_id,
             index=index,
         )
+        if self.people_per_crop:
+            everyone = np.full((self.people_per_crop, *keypoints.shape), np.nan, np.float32)
+            everyone[0] = keypoints
+            near = bystanders[: self.people_per_crop - 1]
+            everyone[1 : 1 + len(near)] = near
+            sample["everyone"] = torch.from_numpy(apply_affine(everyone, matrix)).float()
+        if self.with_source:
+            sample["source"] = torch.from_numpy(image).permute(2, 0, 1)
+        return sample
 
     def _check_joints(self, person: Person, index: int) -> None:
         if len(person.keypoints) != self.skeleton.num_joints:
@@ -187,6 +187,17 @@ class PoseDataset(Dataset[PoseSample]):
                 f"people[{index}] must have the {self.skeleton.num_joints} joints of {self.skeleton.name}, "
                 f"got {len(person.keypoints)}"
             )
+
+
+def collate_samples(samples: Sequence[PoseSample]) -> dict[str, Any]:
+    """Stack the entries of samples; sources of different sizes become a list."""
+    batch = [{name: value for name, value in sample.items() if name != "source"} for sample in samples]
+    result: dict[str, Any] = default_collate(batch)
+    if samples and "source" in samples[0]:
+        sources = [sample["source"] for sample in samples]
+        alike = all(source.shape == sources[0].shape for source in sources)
+        result["source"] = torch.stack(sources) if alike else sources
+    return result
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -212,6 +223,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def check_images(*groups: Sequence[Person]) -> None:
+    """Make sure that there is every image file of some people; of sequences that make their records on demand, none.
+
+    Raises:
+        FileNotFoundError: if image files are missing; the message names them.
+    """
+    people = [person for group in groups if isinstance(group, (list, tuple)) for person in group]
+    _check_files(person.image for person in people if isinstance(person.image, Path))
+
+
 def _check_files(paths: Iterable[Path]) -> None:
     missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
@@ -220,10 +241,3 @@ def _check_files(paths: Iterable[Path]) -> None:
             f"{len(missing)} image file(s) missing: {', '.join(missing[:_MAX_MISSING_NAMED])}"
             + (f" and {more} more" if more > 0 else "")
         )
-
-
-def _to_tensor(image: NDArray[np.uint8], gains: NDArray[np.float64] | None) -> torch.Tensor:
-    pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255)
-    if gains is None:
-        return pixels
-    return pixels.mul_(torch.from_numpy(gains).float()[:, None, None]).clamp_(max=1)

@@ -47,6 +47,10 @@ HEAD_SIZE = 0.6
 CENTER_ABOVE_MIDDLE = 6.0
 """MPII's centre is 6 · scale pixels above the middle of the joints' box (median of its validation set)."""
 
+VALIDATION_FIGURES = 500
+VALIDATION_SEED = 0
+"""Figures to validate on are the same for every run, and training sees other ones."""
+
 _LEAST_SIZE = 32
 _DOWN = np.array([1.0, -1.0])  # y is up in a body and down in an image
 _APART = 10.0  # heads between people in depth, so that they never interleave
@@ -123,7 +127,7 @@ class Figures(Sequence[Person]):
         hidden = paint_people(rng, image, people, light)
         if self.clutter:
             add_noise(rng, image)
-        return _label(image, people[0], hidden, item)
+        return _label(image, people, hidden, item)
 
 
 @dataclass(frozen=True)
@@ -237,21 +241,25 @@ def paint_people(rng: np.random.Generator, image: Image, people: list[Figure], l
     return np.greater(labels[y, x], nearest_flesh)
 
 
-def _label(image: Image, figure: Figure, hidden: NDArray[np.bool_], index: int) -> Person:
-    """Label a figure as MPII does: joints beyond the picture are not labelled, hidden ones are."""
+def _label(image: Image, people: list[Figure], hidden: NDArray[np.bool_], index: int) -> Person:
+    """Label the first of the figures as MPII does: joints beyond the picture are not labelled, hidden ones are."""
     height, width = image.shape[:2]
-    x, y = figure.joints.T
+    joints = np.stack([figure.joints for figure in people])
+    x, y = joints[..., 0], joints[..., 1]
     inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
-    labelled = figure.joints[inside]
-    scale = HEAD_DIAGONALS_PER_SIDE * figure.head_diagonal / 200
+    keypoints = np.where(inside[:, :, None], joints, np.nan).astype(np.float32)
+    labelled = joints[0][inside[0]]
+    head_diagonal = people[0].head_diagonal
+    scale = HEAD_DIAGONALS_PER_SIDE * head_diagonal / 200
     center = (labelled.min(0) + labelled.max(0)) / 2 - (0, CENTER_ABOVE_MIDDLE * scale)
     return Person(
         image=image,
-        keypoints=np.where(inside[:, None], figure.joints, np.nan).astype(np.float32),
-        visible=inside & ~hidden,
+        keypoints=keypoints[0],
+        visible=inside[0] & ~hidden,
         center=center.astype(np.float32),
         scale=scale,
-        head_size=HEAD_SIZE * figure.head_diagonal,
+        head_size=HEAD_SIZE * head_diagonal,
+        bystanders=keypoints[1:],
         image_id=index,
     )
 

@@ -6,6 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fastpose._layers import BatchNorm, Convolution, ResidualParameters
+from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path, why_plain
+from fastpose.ops.hourglass_residual import fits, run_op, why_not_these_channels
+
 
 class HourglassResidual(nn.Module):
     """Pre-activation bottleneck residual of the Stacked Hourglass network (Newell et al., ECCV 2016).
@@ -13,6 +17,21 @@ class HourglassResidual(nn.Module):
     Three times batch normalisation, ReLU and convolution: 1×1 to half the output channels, 3×3, 1×1 to the
     output channels. The result is added to the input, or to a 1×1 projection of the *raw* input where the
     channel counts differ. All convolutions have a bias; nothing follows the addition.
+
+    In evaluation, where no gradients are needed, a call goes one of three ways, with the same results up to rounding;
+    :meth:`inference_path` tells which and why.
+
+    - Fused, in two kernels: float16 and bfloat16 on a GPU (sm_80 and newer, with Triton), channels in multiples of 16, at most
+      1024 behind the block. Under autocast, inputs of its dtype. The result is in channels_last memory; an input that is not is
+      converted, as are weights of the 3×3 convolution (``model.to(memory_format=torch.channels_last)`` spares both).
+    - Folded, with the second and third batch normalisation in the weights of the convolutions in front of them: float32 and
+      float64 on a CPU, from 2048 pixels in a batch on, outside of ``torch.compile``, which fuses the layers itself. The result is
+      in channels_last memory.
+    - Plain, the layers in turn: everything else, as under ``fastpose.backend("reference")``, with hooks on the layers, or where
+      one was replaced by something else.
+
+    Nothing that is computed from parameters or statistics is kept between calls, so that changes of them, however made, are seen;
+    by the kernels in a CUDA graph too, if they are made in place.
 
     Args:
         in_channels: channels of the input.
@@ -41,15 +60,54 @@ class HourglassResidual(nn.Module):
         else:
             self.skip = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, pool: bool = False, low: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the block.
+
+        Args:
+            x: features (B, in_channels, H, W).
+            pool: whether to apply it to ``max_pool2d(x, 2)``.
+            low: features (B, out_channels, H / 2, W / 2) to upsample (nearest) and add to the result, or None.
+
+        Returns:
+            Features (B, out_channels, H, W), with ``pool`` of half the height and width.
+        """
+        if not self.training and not self._why_plain(x) and fits(x, self.conv3.out_channels, pool, low):
+            return run_op(x, self.layer_parameters(autocast_dtype(x)), pool, low)
+        if pool:
+            x = functional.max_pool2d(x, kernel_size=2)
+        y = self._layers_in_turn(x)  # training hooks in here
+        return y if low is None else y + functional.interpolate(low, scale_factor=2, mode="nearest")
+
+    def inference_path(self, x: torch.Tensor) -> InferencePath:
+        """Which way a call with ``x`` goes in evaluation, and why; nothing is computed.
 
         Args:
             x: features (B, in_channels, H, W).
 
         Returns:
-            Features (B, out_channels, H, W).
+            ``name``, ``"fused"``, ``"folded"`` or ``"plain"``, as described above, and the ``reason``.
         """
+        return inference_path(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]
+
+    def _why_plain(self, x: torch.Tensor) -> str:
+        return why_plain(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]
+
+    def _why_not_these_channels(self) -> str:
+        return why_not_these_channels(self.conv1.in_channels, self.conv1.out_channels, self.conv3.out_channels)
+
+    def layer_parameters(self, dtype: torch.dtype | None = None) -> ResidualParameters:
+        """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""
+        return ResidualParameters(
+            BatchNorm.of(self.bn1),
+            Convolution.of(self.conv1, dtype),
+            BatchNorm.of(self.bn2),
+            Convolution.of(self.conv2, dtype),
+            BatchNorm.of(self.bn3),
+            Convolution.of(self.conv3, dtype),
+            Convolution.of(self.skip, dtype) if isinstance(self.skip, nn.Conv2d) else None,
+        )
+
+    def _layers_in_turn(self, x: torch.Tensor) -> torch.Tensor:
         # The batch normalisations write new tensors, so the ReLUs may work in place: the skip sees the raw x.
         y = self.conv1(functional.relu(self.bn1(x), inplace=True))
         y = self.conv2(functional.relu(self.bn2(y), inplace=True))
