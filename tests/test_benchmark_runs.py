@@ -415,6 +415,23 @@ def test_work_is_counted() -> None:
     assert network[0].flops() == pytest.approx(54.9e9, rel=1e-3)
 
 
+def test_bytes_of_the_architectures_ops() -> None:
+    """Images in uint8, windows in the dtype; the copy beside a job moves as many bytes, reading and writing half of them each."""
+    found = {w.name: w for w in architecture_ops.workloads(Settings(batches=(2,), dtypes=("bfloat16",)))}
+    assert found["crop images"].bytes_moved == 2 * 3 * (480 * 640 + 14 * 220 * 220 * 2)
+    assert found["distance transform forward"].bytes_moved == 2 * 14 * 64 * 64 * (2 + 2 + 4)
+    for job in found.values():
+        make_pair = job.providers["copy"].make_inputs
+        assert make_pair is not None
+        assert sum(tensor.nbytes for tensor in make_pair(0)) == job.bytes_moved
+
+
+def test_what_reads_tensors_back_is_left_out_on_a_gpu() -> None:
+    names = {name for job in architecture_ops.JOBS for name in job.workload(1, torch.float32, "cuda").providers}
+    assert {"eager matrices", "eager shifts", "compile grid_sample"} <= names
+    assert names.isdisjoint({"eager interpolate", "scipy dilation", "clone"})
+
+
 def test_maps_have_one_maximum_in_every_dtype() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         maps = ops.peaks(4, dtype, "cpu", 0).flatten(2)
