@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from fastpose.nn import _residual_training
+from fastpose.nn._residual_training import TrainingPath
 
 
 class HourglassResidual(nn.Module):
@@ -14,15 +16,25 @@ class HourglassResidual(nn.Module):
     output channels. The result is added to the input, or to a 1×1 projection of the *raw* input where the
     channel counts differ. All convolutions have a bias; nothing follows the addition.
 
+    Training goes one of three ways, with the same parameters, results and running statistics; :meth:`training_path` tells which
+    and why. Fused kernels for GPUs keep the input and the outputs of the first two convolutions for the backward pass, half of
+    what autograd keeps, and give the same gradients bit for bit from run to run. ``recompute=True`` has the same done in plain
+    PyTorch where there are no kernels. Else the layers are called in turn, as they always are under
+    ``fastpose.backend("reference")``, with hooks on them, or where one was replaced by something else.
+
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output, even.
+        recompute: whether training keeps half of the memory also where there are no kernels, at the cost of computing the
+            normalisations twice. An attribute of the same name may be set at any time.
 
     Raises:
         ValueError: if ``in_channels`` is not positive or ``out_channels`` is not a positive even number.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    recompute: bool = False
+
+    def __init__(self, in_channels: int, out_channels: int, *, recompute: bool = False) -> None:
         super().__init__()
         if in_channels < 1:
             raise ValueError(f"in_channels must be positive, got {in_channels}")
@@ -40,6 +52,7 @@ class HourglassResidual(nn.Module):
             self.skip = nn.Identity()
         else:
             self.skip = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.recompute = recompute
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block.
@@ -50,8 +63,18 @@ class HourglassResidual(nn.Module):
         Returns:
             Features (B, out_channels, H, W).
         """
-        # The batch normalisations write new tensors, so the ReLUs may work in place: the skip sees the raw x.
-        y = self.conv1(functional.relu(self.bn1(x), inplace=True))
-        y = self.conv2(functional.relu(self.bn2(y), inplace=True))
-        y = self.conv3(functional.relu(self.bn3(y), inplace=True))
-        return y + self.skip(x)
+        if self.training or _residual_training.needs_gradient(self, x):
+            return _residual_training.forward(self, x)
+        return _residual_training.plain(self, x)
+
+    def training_path(self, x: torch.Tensor) -> TrainingPath:
+        """Which way a call with ``x`` goes in training, or in evaluation with gradients, and why; nothing is computed.
+
+        Args:
+            x: features (B, in_channels, H, W).
+
+        Returns:
+            ``name``, ``"fused"`` (kernels that keep half of what autograd keeps), ``"recompute"`` (the same in plain PyTorch) or
+            ``"plain"`` (the layers in turn), and the ``reason``.
+        """
+        return _residual_training.training_path(self, x)

@@ -1,0 +1,184 @@
+"""How :class:`fastpose.nn.HourglassResidual` is trained: which of three ways a call goes, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fastpose import _library
+from fastpose.ops._residual_steps import Parameters
+from fastpose.ops.hourglass_residual_training import hourglass_residual_training
+
+if TYPE_CHECKING:
+    from fastpose.nn.residual import HourglassResidual
+
+_NORMS = ("bn1", "bn2", "bn3")
+_CONVOLUTIONS = {"conv1": 1, "conv2": 3, "conv3": 1, "skip": 1}  # kernel sizes
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_CHANNEL_MULTIPLE = 16  # of the kernels' matrix products
+
+
+class TrainingPath(NamedTuple):
+    """Which way a call with gradients or batch statistics goes."""
+
+    name: str
+    """``"fused"``: kernels that keep x, z1 and z2; ``"recompute"``: the same in plain PyTorch; ``"plain"``: the layers in turn."""
+    reason: str
+
+
+def needs_gradient(block: HourglassResidual, x: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
+
+
+def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
+    """The block in training mode, or in evaluation with gradients."""
+    name = training_path(block, x).name
+    if name == "plain":
+        return plain(block, x)
+    norms = [getattr(block, bn) for bn in _NORMS]
+    batch = [_uses_batch(bn) for bn in norms]
+    groups = [_group(bn) for bn in norms]
+    for bn, of_batch, group in zip(norms, batch, groups, strict=True):
+        if of_batch and not group:
+            _refuse_one_value(x, bn.num_features)
+    return hourglass_residual_training(
+        x,
+        _parameters(block),
+        [tensor for bn in norms for tensor in _running(bn)],
+        batch=batch,
+        cumulative=[bn.momentum is None for bn in norms],
+        momentum=[0.0 if bn.momentum is None else bn.momentum for bn in norms],
+        eps=[bn.eps for bn in norms],
+        groups=groups,
+        dtype=_dtype(x),
+        fused=name == "fused",
+    )
+
+
+def plain(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
+    """The layers in turn: what the block is."""
+    # The batch normalisations write new tensors, so the ReLUs may work in place: the skip sees the raw x.
+    y = block.conv1(functional.relu(block.bn1(x), inplace=True))
+    y = block.conv2(functional.relu(block.bn2(y), inplace=True))
+    y = block.conv3(functional.relu(block.bn3(y), inplace=True))
+    return y + block.skip(x)
+
+
+def training_path(block: HourglassResidual, x: torch.Tensor) -> TrainingPath:
+    """Which way ``block`` goes for ``x`` (B, in_channels, H, W) in training, or in evaluation with gradients."""
+    why_plain = _why_not_as_one(block, x)
+    if why_plain:
+        return TrainingPath("plain", why_plain)
+    why_not_fused = _why_not_fused(block, x)
+    if not why_not_fused:
+        return TrainingPath("fused", f"there are kernels for {_dtype(x)} on {x.device}")
+    if block.recompute:
+        return TrainingPath("recompute", f"recompute=True, and {why_not_fused}")
+    return TrainingPath("plain", f"{why_not_fused}, and recompute=False")
+
+
+def _why_not_as_one(block: HourglassResidual, x: torch.Tensor) -> str:
+    """Why the layers must be called in turn, or nothing."""
+    if _library.current_backend() == "reference":
+        return 'fastpose.backend("reference") is in force'
+    if torch._C._are_functorch_transforms_active():
+        return "the op has no rules for the transforms of torch.func"
+    for name in (*_NORMS, *_CONVOLUTIONS):
+        changed = _why_not_ours(name, getattr(block, name))
+        if changed:
+            return changed
+    if x.ndim != 4 or x.shape[1] != block.bn1.num_features:
+        return f"x has shape {tuple(x.shape)}"  # of which torch complains
+    if not x.numel() and not any(_group(getattr(block, name)) for name in _NORMS):
+        return "x is empty"
+    weights = [getattr(block, name).weight for name in _CONVOLUTIONS if name != "skip" or not isinstance(block.skip, nn.Identity)]
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for weight in weights:
+        wrong_dtype = weight.dtype != x.dtype and not (autocast and torch.float64 not in (x.dtype, weight.dtype))
+        if weight.device != x.device or wrong_dtype:
+            return f"x is {x.dtype} on {x.device}, and the weights are {weight.dtype} on {weight.device}"
+    return ""
+
+
+def _why_not_ours(name: str, module: nn.Module) -> str:
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return f"{name} has hooks, which only a call of it runs"
+    kind = type(module)
+    if name in _NORMS:
+        return "" if kind.forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward) else f"{name} is a {kind.__name__}"
+    if name == "skip" and kind is nn.Identity:
+        return ""
+    if kind.forward is not nn.Conv2d.forward:
+        return f"{name} is a {kind.__name__}"
+    size = _CONVOLUTIONS[name]
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+    return "" if geometry == ((size, size), (1, 1), (size // 2, size // 2), (1, 1), 1) else f"{name} is not the block's convolution"
+
+
+def _why_not_fused(block: HourglassResidual, x: torch.Tensor) -> str:
+    """Why there are no kernels for this call, or nothing."""
+    if x.device.type != "cuda":
+        return f"there are kernels for cuda, not for {x.device.type}"
+    if _dtype(x) not in _KERNEL_DTYPES or x.dtype not in _KERNEL_DTYPES:
+        return f"there are no kernels for {_dtype(x)}"
+    channels = (block.conv1.in_channels, block.conv1.out_channels, block.conv3.out_channels)
+    if any(c % _CHANNEL_MULTIPLE for c in channels):
+        return f"the kernels take multiples of {_CHANNEL_MULTIPLE} channels, the block has {', '.join(map(str, channels))}"
+    if not x.numel():
+        return "x is empty"
+    return _why_no_kernels(x.device.index if x.device.index is not None else torch.cuda.current_device())
+
+
+@torch.compiler.assume_constant_result
+def _why_no_kernels(cuda_index: int) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(cuda_index)
+    return "" if capability >= (8, 0) else f"the kernels need a GPU of architecture sm_80, cuda:{cuda_index} is sm_{capability[0]}{capability[1]}"
+
+
+def _dtype(x: torch.Tensor) -> torch.dtype:
+    """In which the convolutions work."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+
+
+def _parameters(block: HourglassResidual) -> Parameters:
+    tensors: list[torch.Tensor | None] = []
+    for bn, conv in zip(_NORMS, ("conv1", "conv2", "conv3"), strict=True):
+        for module in (getattr(block, bn), getattr(block, conv)):
+            tensors += [module.weight, module.bias]
+    skip = block.skip
+    return Parameters(*tensors, *((None, None) if isinstance(skip, nn.Identity) else (skip.weight, skip.bias)))
+
+
+def _uses_batch(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
+    return bn.training or bn.running_mean is None
+
+
+def _running(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[torch.Tensor | None, ...]:
+    """Running mean and variance, to be read or moved on, and the number of batches, to be moved on."""
+    moved = bn.training and bn.track_running_stats
+    if not moved and _uses_batch(bn):
+        return None, None, None
+    return bn.running_mean, bn.running_var, bn.num_batches_tracked if moved else None
+
+
+def _group(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
+    """The name of the process group over which it shares statistics, or nothing."""
+    distributed = torch.distributed
+    if not (isinstance(bn, nn.SyncBatchNorm) and bn.training and distributed.is_available() and distributed.is_initialized()):
+        return ""
+    group = bn.process_group or distributed.group.WORLD
+    return group.group_name if distributed.get_world_size(group) > 1 else ""
+
+
+def _refuse_one_value(x: torch.Tensor, channels: int) -> None:
+    """As torch does, in its words."""
+    size = torch.Size((x.shape[0], channels, *x.shape[2:]))
+    if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
