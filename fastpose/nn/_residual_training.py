@@ -26,7 +26,7 @@ class TrainingPath(NamedTuple):
     """Which way a call with gradients or batch statistics goes."""
 
     name: str
-    """``"fused"``: kernels that keep x, z1 and z2; ``"recompute"``: the same in plain PyTorch; ``"plain"``: the layers in turn."""
+    """``"fused"``: kernels; ``"recompute"``: what they do in plain PyTorch; ``"plain"``: the layers in turn."""
     reason: str
 
 
@@ -96,7 +96,7 @@ def _why_not_as_one(block: HourglassResidual, x: torch.Tensor) -> str:
     if not x.numel() and not any(_group(getattr(block, name)) for name in _NORMS):
         return "x is empty"
     weights = [getattr(block, name).weight for name in _CONVOLUTIONS if name != "skip" or not isinstance(block.skip, nn.Identity)]
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = _autocasts(x)
     for weight in weights:
         wrong_dtype = weight.dtype != x.dtype and not (autocast and torch.float64 not in (x.dtype, weight.dtype))
         if weight.device != x.device or wrong_dtype:
@@ -115,8 +115,9 @@ def _why_not_ours(name: str, module: nn.Module) -> str:
     if kind.forward is not nn.Conv2d.forward:
         return f"{name} is a {kind.__name__}"
     size = _CONVOLUTIONS[name]
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
-    return "" if geometry == ((size, size), (1, 1), (size // 2, size // 2), (1, 1), 1) else f"{name} is not the block's convolution"
+    geometry = (module.kernel_size, module.stride, module.padding, module.padding_mode, module.dilation, module.groups)
+    ours = ((size, size), (1, 1), (size // 2, size // 2), "zeros", (1, 1), 1)
+    return "" if geometry == ours else f"{name} is not the block's convolution"
 
 
 def _why_not_fused(block: HourglassResidual, x: torch.Tensor) -> str:
@@ -138,13 +139,21 @@ def _why_no_kernels(cuda_index: int) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     capability = torch.cuda.get_device_capability(cuda_index)
-    return "" if capability >= (8, 0) else f"the kernels need a GPU of architecture sm_80, cuda:{cuda_index} is sm_{capability[0]}{capability[1]}"
+    return (
+        ""
+        if capability >= (8, 0)
+        else f"the kernels need a GPU of architecture sm_80, cuda:{cuda_index} is sm_{capability[0]}{capability[1]}"
+    )
 
 
 def _dtype(x: torch.Tensor) -> torch.dtype:
     """In which the convolutions work."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) and x.dtype != torch.float64 else x.dtype
+
+
+def _autocasts(x: torch.Tensor) -> bool:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _parameters(block: HourglassResidual) -> Parameters:

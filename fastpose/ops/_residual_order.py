@@ -8,8 +8,8 @@ Only x, z1 and z2 are kept for the backward pass, which computes the a_i anew: h
 of the first two convolutions are left out, because the normalisations that follow subtract them again: they move the mean, and
 with statistics of the batch their gradient is exactly zero.
 
-A :class:`Steps` carries out what touches pixels; :mod:`fastpose.ops._residual_plain` does so in plain PyTorch on any device and is
-the definition, :mod:`fastpose.triton.residual_training` in fused kernels. The 3×3 convolution is PyTorch's in both.
+A :class:`Steps` carries out what touches pixels: :mod:`fastpose.ops._residual_plain` in plain PyTorch on any device, which is the
+definition, and :mod:`fastpose.triton.residual_training` in fused kernels. The 3×3 convolution is PyTorch's in both.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def backward(
     need_x: bool,
     need: Parameters,
 ) -> tuple[torch.Tensor | None, Parameters]:
-    """Gradients in x and in the parameters, None where not needed. ``dy`` and what was ``saved``, x, z1 and z2, are channels_last."""
+    """Gradients in x and in the parameters, None where not needed. ``dy`` and the ``saved`` x, z1 and z2 are channels_last."""
     x, z1, z2 = saved
     norm1, norm2, norm3 = norms
     grads: dict[str, torch.Tensor | None] = {}
@@ -114,7 +114,7 @@ def _conv2(p: Parameters, dtype: torch.dtype) -> torch.Tensor:
 def _norm_gradients(
     grads: dict[str, torch.Tensor | None], bn: str, conv_bias: str | None, sums: Sums, norm: Norm, p: Parameters
 ) -> None:
-    """Of the normalisation's weight and bias, and of the bias that running statistics do not cancel. Other ranks add theirs later."""
+    """Of the normalisation's weight and bias, and of the bias that running statistics do not cancel, of this rank."""
     grads[f"{bn}_bias"], grads[f"{bn}_weight"] = sums
     if conv_bias is not None and getattr(p, conv_bias) is not None and not norm.batch:
         grads[conv_bias] = sums[0] * norm.rstd * norm.weight
@@ -124,9 +124,10 @@ def _as(gradient: torch.Tensor | None, parameter: torch.Tensor | None, needed: b
     """In the parameter's dtype and strides, or None."""
     if gradient is None or parameter is None or not needed:
         return None
-    same_strides = all(a == b or n == 1 for a, b, n in zip(gradient.stride(), parameter.stride(), parameter.shape, strict=True))
-    if same_strides and gradient.dtype == parameter.dtype:
-        return gradient
+    strides = parameter.stride()
+    same_order = all(a == b or n == 1 for a, b, n in zip(gradient.stride(), strides, parameter.shape, strict=True))
+    if same_order and gradient.dtype == parameter.dtype:
+        return gradient.as_strided(parameter.shape, strides)
     return torch.empty_like(parameter).copy_(gradient)
 
 

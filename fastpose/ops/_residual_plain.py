@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from fastpose.ops import _residual_statistics
-from fastpose.ops._residual_steps import Norm, Running, Sums, accumulator, pixels
+from fastpose.ops._residual_steps import Norm, Running, Sums, pixels
 
 _CHANNELS_LAST = torch.channels_last
 
@@ -20,9 +20,9 @@ def batch_statistics(z: torch.Tensor, norm: Norm, running: Running) -> None:
 
 
 def frozen_statistics(norm: Norm, running: Running) -> None:
-    assert running.mean is not None and running.variance is not None
-    mean = running.mean.to(norm.mean.dtype)
-    norm.mean.copy_(mean if running.offset is None else mean - running.offset)
+    assert running.mean is not None
+    assert running.variance is not None
+    norm.mean.copy_(running.mean if running.offset is None else running.mean - running.offset)
     norm.rstd.copy_(torch.rsqrt(running.variance.to(norm.rstd.dtype) + running.eps))
 
 

@@ -86,7 +86,7 @@ class Steps(Protocol):
     def pointwise_weight_gradient(
         self, dy: torch.Tensor, z: torch.Tensor, norm: Norm | None, like: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of W and of the bias in y = W a(z) + bias, or y = W z + bias without ``norm``; in the dtypes of ``like`` and ``bias``."""
+        """Of W and of the bias in y = W a(z) + bias, or W z + bias without ``norm``; in the dtypes of ``like`` and ``bias``."""
 
     def masked_sums(self, d: torch.Tensor, z: torch.Tensor, norm: Norm) -> Sums:
         """Of g = d where a(z) > 0."""
