@@ -183,6 +183,7 @@ def _group(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
     if not (isinstance(bn, nn.SyncBatchNorm) and bn.training and distributed.is_available() and distributed.is_initialized()):
         return ""
     group = bn.process_group or distributed.group.WORLD
+    assert group is not None  # there is a world once the default group is initialised
     return group.group_name if distributed.get_world_size(group) > 1 else ""
 
 

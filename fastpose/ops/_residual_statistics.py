@@ -43,7 +43,7 @@ def _over_ranks(
 
 
 def _group(name: str) -> torch.distributed.ProcessGroup:
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    return torch.distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def means(sums: Sums, g: torch.Tensor, norm: Norm) -> tuple[Sums | None, int]:

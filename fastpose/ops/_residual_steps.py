@@ -43,10 +43,10 @@ class Running(NamedTuple):
 class Norm(NamedTuple):
     """A batch normalisation: z -> (z - mean) * rstd * weight + bias, every one (C,). A step fills in mean and rstd."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
     mean: torch.Tensor
     rstd: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
     batch: bool  # statistics of the batch, through which gradients flow; else the running ones
     group: str  # name of the process group that shares the statistics, "" for none
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,8 +51,7 @@ def hourglass_residual_training(
 
 
 def _steps(fused: bool) -> Steps:
-    module: ModuleType = importlib.import_module("fastpose.triton.residual_training") if fused else _residual_plain
-    return module  # type: ignore[return-value]
+    return importlib.import_module("fastpose.triton.residual_training") if fused else _residual_plain
 
 
 def _norms(p: Parameters, statistics: torch.Tensor, batch: list[bool], groups: list[str]) -> list[Norm]:
@@ -64,7 +62,7 @@ def _norms(p: Parameters, statistics: torch.Tensor, batch: list[bool], groups: l
     for i, (weight, bias) in enumerate(((p.bn1_weight, p.bn1_bias), (p.bn2_weight, p.bn2_bias), (p.bn3_weight, p.bn3_bias))):
         weight = statistics.new_ones(channels[i]) if weight is None else weight
         bias = statistics.new_zeros(channels[i]) if bias is None else bias
-        norms.append(Norm(weight, bias, parts[2 * i], parts[2 * i + 1], batch[i], groups[i]))
+        norms.append(Norm(parts[2 * i], parts[2 * i + 1], weight, bias, batch[i], groups[i]))
     return norms
 
 
@@ -74,7 +72,7 @@ def _forward(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any)
     statistics = _new_statistics(x, p)
     norms = _norms(p, statistics, batch, groups)
     offsets = (None, p.conv1_bias, p.conv2_bias)
-    states = [Running(*running[3 * i : 3 * i + 3], momentum[i], cumulative[i], eps[i], offsets[i]) for i in range(3)]
+    states = list(map(Running, running[::3], running[1::3], running[2::3], momentum, cumulative, eps, offsets))
     x = x.contiguous(memory_format=torch.channels_last)
     y, z1, z2 = _residual_order.forward(_steps(fused), x, p, norms, states, dtype)
     return y, z1, z2, statistics
