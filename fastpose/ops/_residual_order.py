@@ -28,6 +28,9 @@ def forward(
     steps: Steps, x: torch.Tensor, p: Parameters, norms: list[Norm], running: list[Running], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, z1 and z2 of a channels_last x; the ``norms`` are filled in. Convolutions work in ``dtype``."""
+    counted = [of.batches for of in running if of.batches is not None]
+    if counted:
+        torch._foreach_add_(counted, 1)
     for norm, of in zip(norms, running, strict=True):
         if not norm.batch:
             steps.frozen_statistics(norm, of)
@@ -117,7 +120,7 @@ def _norm_gradients(
     """Of the normalisation's weight and bias, and of the bias that running statistics do not cancel, of this rank."""
     grads[f"{bn}_bias"], grads[f"{bn}_weight"] = sums
     if conv_bias is not None and getattr(p, conv_bias) is not None and not norm.batch:
-        grads[conv_bias] = sums[0] * norm.rstd * norm.weight
+        grads[conv_bias] = sums[0] * norm.scale
 
 
 def _as(gradient: torch.Tensor | None, parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:

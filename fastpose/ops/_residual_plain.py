@@ -24,11 +24,12 @@ def frozen_statistics(norm: Norm, running: Running) -> None:
     assert running.variance is not None
     norm.mean.copy_(running.mean if running.offset is None else running.mean - running.offset)
     norm.rstd.copy_(torch.rsqrt(running.variance.to(norm.rstd.dtype) + running.eps))
+    torch.mul(norm.rstd, norm.weight, out=norm.scale)
 
 
 def activation(z: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
-    weight, bias = norm.weight.to(norm.mean.dtype), norm.bias.to(norm.mean.dtype)
-    normal = functional.batch_norm(z, norm.mean, norm.rstd.pow(-2), weight, bias, training=False, eps=0.0)
+    bias, one = norm.bias.to(norm.scale.dtype), torch.ones_like(norm.scale)
+    normal = functional.batch_norm(z, norm.mean, one, norm.scale, bias, training=False, eps=0.0)
     return functional.relu_(normal).to(dtype)
 
 
@@ -111,13 +112,13 @@ def _sums(g: torch.Tensor, z: torch.Tensor, norm: Norm) -> Sums:
 
 def _norm_input_gradient(g: torch.Tensor, z: torch.Tensor, norm: Norm, means: Sums | None, count: int) -> torch.Tensor:
     """In the dtype of the statistics."""
-    scale = norm.rstd * norm.weight.to(norm.rstd.dtype)
+    scale = norm.scale.view(1, -1, 1, 1)
     if means is None:
-        return g * scale.view(1, -1, 1, 1)
+        return g * scale
     of_g, of_products = means
-    slope = -scale * norm.rstd * of_products / count
+    slope = -norm.scale * norm.rstd * of_products / count
     gradient = (z - norm.mean.view(1, -1, 1, 1)).mul_(slope.view(1, -1, 1, 1))
-    return gradient.addcmul_(g.to(gradient.dtype), scale.view(1, -1, 1, 1)).sub_((scale * of_g / count).view(1, -1, 1, 1))
+    return gradient.addcmul_(g.to(gradient.dtype), scale).sub_(scale * (of_g / count).view(1, -1, 1, 1))
 
 
 def _input_gradient(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

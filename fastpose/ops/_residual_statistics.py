@@ -14,8 +14,7 @@ def finish(mean: torch.Tensor, squares: torch.Tensor, count: int, norm: Norm, ru
         mean, squares, total = _over_ranks(mean, squares, count, norm.group)
     norm.mean.copy_(mean)
     norm.rstd.copy_(torch.rsqrt(squares / total + running.eps))
-    if running.batches is not None:
-        running.batches.add_(1)
+    torch.mul(norm.rstd, norm.weight, out=norm.scale)
     if running.mean is None or running.variance is None:
         return
     factor: float | torch.Tensor = running.momentum

@@ -33,7 +33,7 @@ class Running(NamedTuple):
 
     mean: torch.Tensor | None
     variance: torch.Tensor | None
-    batches: torch.Tensor | None
+    batches: torch.Tensor | None  # counted, this one included, before any statistics are computed
     momentum: float
     cumulative: bool  # the average of all batches, for which momentum is not read
     eps: float
@@ -41,12 +41,13 @@ class Running(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A batch normalisation: z -> (z - mean) * rstd * weight + bias, every one (C,). A step fills in mean and rstd."""
+    """A batch normalisation: z -> (z - mean) * scale + bias, every one (C,)."""
 
-    mean: torch.Tensor
-    rstd: torch.Tensor
-    weight: torch.Tensor
+    mean: torch.Tensor  # this and the two below are filled in by a step
+    rstd: torch.Tensor  # 1 / std
+    scale: torch.Tensor  # rstd * weight
     bias: torch.Tensor
+    weight: torch.Tensor
     batch: bool  # statistics of the batch, through which gradients flow; else the running ones
     group: str  # name of the process group that shares the statistics, "" for none
 
@@ -55,10 +56,10 @@ class Steps(Protocol):
     """What touches pixels. Tensors are channels_last; g is a gradient behind the ReLU's mask, d one in front of it."""
 
     def batch_statistics(self, z: torch.Tensor, norm: Norm, running: Running) -> None:
-        """Computes the mean and 1 / std of z, and moves the running statistics on."""
+        """Fills in ``norm`` from z, and moves the running statistics on."""
 
     def frozen_statistics(self, norm: Norm, running: Running) -> None:
-        """Takes them from the running statistics."""
+        """Fills in ``norm`` from the running statistics."""
 
     def activation(self, z: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
         """a(z)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,15 +57,23 @@ def _steps(fused: bool) -> Steps:
 
 
 def _norms(p: Parameters, statistics: torch.Tensor, batch: list[bool], groups: list[str]) -> list[Norm]:
-    """Views of the statistics: mean and 1 / std of each normalisation, one after the other."""
+    """Views of the statistics: mean, 1 / std and scale of each normalisation, one after the other."""
     channels = [p.conv1_weight.shape[1], p.conv1_weight.shape[0], p.conv2_weight.shape[0]]
-    parts = statistics.split([c for c in channels for _ in range(2)])
+    parts = statistics.split([c for c in channels for _ in range(3)])
     norms = []
     for i, (weight, bias) in enumerate(((p.bn1_weight, p.bn1_bias), (p.bn2_weight, p.bn2_bias), (p.bn3_weight, p.bn3_bias))):
         weight = statistics.new_ones(channels[i]) if weight is None else weight
         bias = statistics.new_zeros(channels[i]) if bias is None else bias
-        norms.append(Norm(parts[2 * i], parts[2 * i + 1], weight, bias, batch[i], groups[i]))
+        mean, rstd, scale = parts[3 * i : 3 * i + 3]
+        norms.append(Norm(mean, rstd, scale, bias, weight, batch[i], groups[i]))
     return norms
+
+
+@contextlib.contextmanager
+def _on_device_of(x: torch.Tensor) -> Iterator[None]:
+    """Kernels are launched on the GPU of ``x``, and autocast has had its say before: ``dtype`` is given."""
+    with torch._C._DisableAutocast(), torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        yield
 
 
 def _forward(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any) -> tuple[torch.Tensor, ...]:
@@ -74,28 +84,23 @@ def _forward(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any)
     offsets = (None, p.conv1_bias, p.conv2_bias)
     states = list(map(Running, running[::3], running[1::3], running[2::3], momentum, cumulative, eps, offsets))
     x = x.contiguous(memory_format=torch.channels_last)
-    y, z1, z2 = _residual_order.forward(_steps(fused), x, p, norms, states, dtype)
+    with _on_device_of(x):
+        y, z1, z2 = _residual_order.forward(_steps(fused), x, p, norms, states, dtype)
     return y, z1, z2, statistics
 
 
 def _backward(dy: torch.Tensor, x: torch.Tensor, z1: torch.Tensor, z2: torch.Tensor, *args: Any) -> list[torch.Tensor]:
     statistics, parameters, batch, groups, dtype, fused, needs = args
     p = Parameters(*parameters)
-    dx, gradients = _residual_order.backward(
-        _steps(fused),
-        dy.contiguous(memory_format=torch.channels_last),
-        (x, z1, z2),
-        p,
-        _norms(p, statistics, batch, groups),
-        dtype,
-        needs[0],
-        Parameters(*needs[1:]),
-    )
+    norms, need = _norms(p, statistics, batch, groups), Parameters(*needs[1:])
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    with _on_device_of(x):
+        dx, gradients = _residual_order.backward(_steps(fused), dy, (x, z1, z2), p, norms, dtype, needs[0], need)
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
 
 
 def _new_statistics(x: torch.Tensor, p: Parameters) -> torch.Tensor:
-    size = 2 * (p.conv1_weight.shape[1] + p.conv1_weight.shape[0] + p.conv2_weight.shape[0])
+    size = 3 * (p.conv1_weight.shape[1] + p.conv1_weight.shape[0] + p.conv2_weight.shape[0])
     return x.new_empty(size, dtype=accumulator(x.dtype))
 
 

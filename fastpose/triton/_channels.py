@@ -50,8 +50,7 @@ def store_tile(pointer, rows, c, left, tile, C: tl.constexpr, EVEN: tl.constexpr
 
 
 @triton.jit
-def normal(z, mean, rstd, weight, bias, c, C: tl.constexpr, EVEN: tl.constexpr):
-    """(z - mean) / std * weight + bias, in float32. The mean goes first: it may be large beside the deviation."""
-    scale = per_channel(rstd, c, C, EVEN) * per_channel(weight, c, C, EVEN)
+def normal(z, mean, scale, bias, c, C: tl.constexpr, EVEN: tl.constexpr):
+    """(z - mean) * scale + bias, in float32. The mean goes first: it may be large beside the deviation."""
     deviation = z.to(tl.float32) - per_channel(mean, c, C, EVEN)[None, :]
-    return deviation * scale[None, :] + per_channel(bias, c, C, EVEN)[None, :]
+    return deviation * per_channel(scale, c, C, EVEN)[None, :] + per_channel(bias, c, C, EVEN)[None, :]

@@ -10,16 +10,15 @@ from fastpose.triton._channels import load_matrix, load_tile, normal, per_channe
 
 @triton.jit
 def gradient_before_norm(
-    g, z, mean, rstd, weight, mean_of_g, mean_of_products, scale_of_means, c, C: tl.constexpr, EVEN: tl.constexpr
+    g, z, mean, rstd, scale, mean_of_g, mean_of_products, scale_of_means, c, C: tl.constexpr, EVEN: tl.constexpr
 ):
     """Gradient in z from g, that in n(z): weight / std (g - mean g - normal z mean(g normal z)), or without means; float32."""
-    r = per_channel(rstd, c, C, EVEN)
     gradient = g.to(tl.float32)
     if mean_of_g is not None:
         deviation = z.to(tl.float32) - per_channel(mean, c, C, EVEN)[None, :]
-        slope = per_channel(mean_of_products, c, C, EVEN) * (scale_of_means * r)
+        slope = per_channel(mean_of_products, c, C, EVEN) * (scale_of_means * per_channel(rstd, c, C, EVEN))
         gradient -= deviation * slope[None, :] + (per_channel(mean_of_g, c, C, EVEN) * scale_of_means)[None, :]
-    return gradient * (r * per_channel(weight, c, C, EVEN))[None, :]
+    return gradient * per_channel(scale, c, C, EVEN)[None, :]
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -29,7 +28,7 @@ def input_gradient(
     z,
     mean,
     rstd,
-    weight,
+    scale,
     bias,
     g,
     partial,
@@ -61,7 +60,7 @@ def input_gradient(
         b = load_matrix(matrix, k[:, None], n[None, :], K, N, EVEN_K and EVEN_N)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     tile = load_tile(z + first_row * N, rows, n, left, N, EVEN_N).to(tl.float32)
-    positive = normal(tile, mean, rstd, weight, bias, n, N, EVEN_N) > 0
+    positive = normal(tile, mean, scale, bias, n, N, EVEN_N) > 0
     stored = tl.where(positive & (rows < left)[:, None], product, 0.0).to(g.dtype.element_ty)
     store_tile(g + first_row * N, rows, n, left, stored, N, EVEN_N)
     stored = stored.to(tl.float32)
@@ -78,7 +77,7 @@ def masked_sums(
     z,
     mean,
     rstd,
-    weight,
+    scale,
     bias,
     partial,
     P,
@@ -101,7 +100,7 @@ def masked_sums(
     for start in tl.range(0, ROWS, BLOCK_M):
         tile = load_tile(z, start + rows, c, left, C, EVEN).to(tl.float32)
         gradient = load_tile(d, start + rows, c, left, C, EVEN).to(tl.float32)
-        gradient = tl.where(normal(tile, mean, rstd, weight, bias, c, C, EVEN) > 0, gradient, 0.0)
+        gradient = tl.where(normal(tile, mean, scale, bias, c, C, EVEN) > 0, gradient, 0.0)
         sums += gradient
         products += gradient * (tile - per_channel(mean, c, C, EVEN)[None, :])
     in_c = c < C
@@ -132,7 +131,7 @@ def norm_input_gradient(
     z,
     mean,
     rstd,
-    weight,
+    scale,
     bias,
     mean_of_g,
     mean_of_products,
@@ -154,8 +153,8 @@ def norm_input_gradient(
     gradient = load_tile(g + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
     tile = load_tile(z + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
     if not MASKED:
-        gradient = tl.where(normal(tile, mean, rstd, weight, bias, c, C, EVEN) > 0, gradient, 0.0)
-    gradient = gradient_before_norm(gradient, tile, mean, rstd, weight, mean_of_g, mean_of_products, scale_of_means, c, C, EVEN)
+        gradient = tl.where(normal(tile, mean, scale, bias, c, C, EVEN) > 0, gradient, 0.0)
+    gradient = gradient_before_norm(gradient, tile, mean, rstd, scale, mean_of_g, mean_of_products, scale_of_means, c, C, EVEN)
     if dy is not None:
         gradient += load_tile(dy + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
     store_tile(dz + first_row * C, rows, c, left, gradient.to(dz.dtype.element_ty), C, EVEN)
@@ -167,7 +166,7 @@ def projected_input_gradient(
     x,
     mean,
     rstd,
-    weight,
+    scale,
     mean_of_g,
     mean_of_products,
     dy,
@@ -199,7 +198,7 @@ def projected_input_gradient(
         product = tl.dot(a, b, product, input_precision=PRECISION)
     gradient = load_tile(g + first_row * N, rows, n, left, N, EVEN_N)
     tile = load_tile(x + first_row * N, rows, n, left, N, EVEN_N)
-    product += gradient_before_norm(gradient, tile, mean, rstd, weight, mean_of_g, mean_of_products, scale_of_means, n, N, EVEN_N)
+    product += gradient_before_norm(gradient, tile, mean, rstd, scale, mean_of_g, mean_of_products, scale_of_means, n, N, EVEN_N)
     store_tile(dx + first_row * N, rows, n, left, product.to(dx.dtype.element_ty), N, EVEN_N)
 
 
@@ -208,8 +207,7 @@ def weight_gradient(
     dy,
     z,
     mean,
-    rstd,
-    weight,
+    scale,
     bias,
     partial,
     partial_bias,
@@ -242,7 +240,7 @@ def weight_gradient(
         gradient = load_tile(dy, rows, n, left, N, EVEN_N)
         a = load_tile(z, rows, k, left, K, EVEN_K)
         if mean is not None:
-            a = tl.maximum(normal(a, mean, rstd, weight, bias, k, K, EVEN_K), 0.0)
+            a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0)
         product = tl.dot(tl.trans(gradient), a.to(dy.dtype.element_ty), product, input_precision=PRECISION)
         if partial_bias is not None:
             sums += tl.sum(gradient.to(tl.float32), 0)

@@ -38,8 +38,10 @@ def column_moments(
 @triton.jit(do_not_specialize=["parts", "P"])
 def finish_moments(
     partial,
+    weight,
     mean,
     rstd,
+    scale,
     running_mean,
     running_variance,
     batches,
@@ -54,10 +56,10 @@ def finish_moments(
     BLOCK_C: tl.constexpr,
     LOCAL: tl.constexpr,
 ):
-    """Merges the parts in a fixed order; grid (channel blocks). ``mean`` and ``rstd`` of the batch, and running ones moved on.
+    """Merges the parts in a fixed order; grid (channel blocks). ``mean``, ``rstd`` and ``scale`` of the batch.
 
-    With LOCAL these are not all the pixels that count, and ``rstd`` receives the sum of squared deviations. ``batches`` is given
-    if the running statistics are averages of all batches.
+    Running statistics are moved on. With LOCAL these are not all the pixels that count, and ``rstd`` receives the sum of squared
+    deviations. ``batches`` is given if the running statistics are averages of all batches.
     """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = c < C
@@ -80,7 +82,9 @@ def finish_moments(
     if LOCAL:
         tl.store(rstd + c, square, mask=in_c)
     else:
-        tl.store(rstd + c, 1.0 / tl.sqrt_rn(square / P + eps), mask=in_c)
+        of_batch_rstd = 1.0 / tl.sqrt_rn(square / P + eps)
+        tl.store(rstd + c, of_batch_rstd, mask=in_c)
+        tl.store(scale + c, of_batch_rstd * tl.load(weight + c, mask=in_c, other=0.0).to(tl.float32), mask=in_c)
         if running_mean is not None:
             factor = momentum
             if batches is not None:
@@ -94,8 +98,10 @@ def finish_moments(
 
 
 @triton.jit
-def frozen_statistics(running_mean, running_variance, offset, mean, rstd, eps, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """``mean`` and ``rstd`` from running statistics; one program."""
+def frozen_statistics(
+    running_mean, running_variance, offset, weight, mean, rstd, scale, eps, C: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """``mean``, ``rstd`` and ``scale`` from running statistics; one program."""
     c = tl.arange(0, BLOCK_C)
     in_c = c < C
     of_all = tl.load(running_mean + c, mask=in_c, other=0.0).to(tl.float32)
@@ -103,20 +109,20 @@ def frozen_statistics(running_mean, running_variance, offset, mean, rstd, eps, C
         of_all -= tl.load(offset + c, mask=in_c, other=0.0).to(tl.float32)
     tl.store(mean + c, of_all, mask=in_c)
     variance = tl.load(running_variance + c, mask=in_c, other=1.0).to(tl.float32)
-    tl.store(rstd + c, 1.0 / tl.sqrt_rn(variance + eps), mask=in_c)
+    of_all = 1.0 / tl.sqrt_rn(variance + eps)
+    tl.store(rstd + c, of_all, mask=in_c)
+    tl.store(scale + c, of_all * tl.load(weight + c, mask=in_c, other=0.0).to(tl.float32), mask=in_c)
 
 
 @triton.jit(do_not_specialize=["P"])
-def activation(
-    z, mean, rstd, weight, bias, a, P, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EVEN: tl.constexpr
-):
+def activation(z, mean, scale, bias, a, P, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EVEN: tl.constexpr):
     """a = relu(n(z)); grid (pixel blocks, channel blocks). Reads 256 bytes, writes 256."""
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rows = tl.arange(0, BLOCK_M)
     left = tl.minimum(P - first_row, BLOCK_M).to(tl.int32)
     tile = load_tile(z + first_row * C, rows, c, left, C, EVEN)
-    tile = tl.maximum(normal(tile, mean, rstd, weight, bias, c, C, EVEN), 0.0)
+    tile = tl.maximum(normal(tile, mean, scale, bias, c, C, EVEN), 0.0)
     store_tile(a + first_row * C, rows, c, left, tile.to(a.dtype.element_ty), C, EVEN)
 
 
@@ -124,8 +130,7 @@ def activation(
 def first(
     x,
     mean,
-    rstd,
-    weight,
+    scale,
     bias,
     matrix,
     z,
@@ -157,7 +162,7 @@ def first(
         k = start + tl.arange(0, BLOCK_K)
         a = load_tile(x, rows, k, left, K, EVEN_K)
         b = load_matrix(matrix, n[None, :], k[:, None], N, K, EVEN_K and EVEN_N)
-        a = tl.maximum(normal(a, mean, rstd, weight, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
+        a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     stored = product.to(z.dtype.element_ty)
     store_tile(z + first_row * N, rows, n, left, stored, N, EVEN_N)
@@ -175,8 +180,7 @@ def first(
 def last(
     z,
     mean,
-    rstd,
-    weight,
+    scale,
     bias,
     matrix,
     matrix_bias,
@@ -209,7 +213,7 @@ def last(
         k = start + tl.arange(0, BLOCK_K)
         a = load_tile(z, rows, k, left, K, EVEN_K)
         b = load_matrix(matrix, n[None, :], k[:, None], N, K, EVEN_K and EVEN_N)
-        a = tl.maximum(normal(a, mean, rstd, weight, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
+        a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     if skip_matrix is not None:
         for start in tl.range(0, SKIP_K, BLOCK_K):

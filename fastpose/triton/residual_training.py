@@ -97,14 +97,14 @@ def batch_statistics(z: torch.Tensor, norm: Norm, running: Running) -> None:
 def _finish_moments(partial: torch.Tensor, rows: int, of_part: int, norm: Norm, running: Running) -> None:
     parts, _, channels = partial.shape
     mean, rstd = norm.mean, norm.rstd
-    if norm.group:
+    if norm.group:  # the mean and squared deviations of this rank
         mean, rstd = torch.empty_like(mean), torch.empty_like(rstd)
     batches = running.batches if running.cumulative else None
     momentum = 0.0 if running.cumulative else running.momentum
     launch(
         forward.finish_moments,
         (triton.cdiv(channels, 16), 1, 1),
-        (partial, mean, rstd, running.mean, running.variance, batches, running.offset),
+        (partial, norm.weight, mean, rstd, norm.scale, running.mean, running.variance, batches, running.offset),
         (parts, rows, momentum, running.eps),
         (channels, of_part, min(256, _power(parts)), 16, bool(norm.group)),
         warps=8,
@@ -114,7 +114,7 @@ def _finish_moments(partial: torch.Tensor, rows: int, of_part: int, norm: Norm, 
 
 
 def frozen_statistics(norm: Norm, running: Running) -> None:
-    tensors = (running.mean, running.variance, running.offset, norm.mean, norm.rstd)
+    tensors = (running.mean, running.variance, running.offset, norm.weight, norm.mean, norm.rstd, norm.scale)
     channels = norm.mean.numel()
     launch(forward.frozen_statistics, (1, 1, 1), tensors, (running.eps,), (channels, _power(channels)))
 
@@ -124,7 +124,7 @@ def activation(z: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
     block = map_block(channels)
     a = torch.empty_like(z, dtype=dtype)
     constants = (channels, *block, _even(channels, block))
-    launch(forward.activation, _map_grid(rows, channels, block), (z, *norm[:4], a), (rows,), constants)
+    launch(forward.activation, _map_grid(rows, channels, block), (z, norm.mean, norm.scale, norm.bias, a), (rows,), constants)
     return a
 
 
@@ -133,7 +133,7 @@ def first(x: torch.Tensor, norm: Norm, weight: torch.Tensor, next_norm: Norm, ru
     tile = product_tile(rows, n, k, weight.dtype)
     z = _new_maps(x, n, weight.dtype)
     partial = _new_parts(x, triton.cdiv(rows, tile.m), n) if next_norm.batch else None
-    _launch_product(forward.first, (x, *norm[:4], _matrix(weight), z, partial), rows, (), (k, n), tile)
+    _launch_product(forward.first, (x, norm.mean, norm.scale, norm.bias, _matrix(weight), z, partial), rows, (), (k, n), tile)
     if partial is not None:
         _finish_moments(partial, rows, tile.m, next_norm, running)
     return z
@@ -151,7 +151,7 @@ def last(
     rows, (n, k) = pixels(z), weight.shape[:2]
     y = _new_maps(z, n, torch.promote_types(x.dtype, z.dtype) if skip_weight is None else z.dtype)
     skip_matrix = None if skip_weight is None else _matrix(skip_weight)
-    tensors = (z, *norm[:4], _matrix(weight), bias, x, skip_matrix, skip_bias, y)
+    tensors = (z, norm.mean, norm.scale, norm.bias, _matrix(weight), bias, x, skip_matrix, skip_bias, y)
     _launch_product(forward.last, tensors, rows, (), (k, n, x.shape[1]), product_tile(rows, n, k, weight.dtype))
     return y
 
@@ -180,7 +180,7 @@ def pointwise_weight_gradient(
     launch(
         backward.weight_gradient,
         (triton.cdiv(k, tile.k), triton.cdiv(n, tile.n), parts),
-        (dy, z, *((None,) * 4 if norm is None else norm[:4]), partial, partial_bias),
+        (dy, z, *((None,) * 3 if norm is None else (norm.mean, norm.scale, norm.bias)), partial, partial_bias),
         (rows,),
         (k, n, of_part, *tile[:3], precision()),
         warps=tile.warps,
