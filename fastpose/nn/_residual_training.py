@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fastpose import _library
 from fastpose.ops._residual_steps import Parameters
@@ -30,15 +29,11 @@ class TrainingPath(NamedTuple):
     reason: str
 
 
-def needs_gradient(block: HourglassResidual, x: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
-
-
 def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
-    """The block in training mode, or in evaluation with gradients."""
-    name = training_path(block, x).name
+    """The block in training mode or with gradients; else its layers in turn."""
+    name = training_path(block, x).name if block.training or _needs_gradient(block, x) else "plain"
     if name == "plain":
-        return plain(block, x)
+        return block._layers_in_turn(x)
     norms = [getattr(block, bn) for bn in _NORMS]
     batch = [_uses_batch(bn) for bn in norms]
     groups = [_group(bn) for bn in norms]
@@ -59,15 +54,6 @@ def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def plain(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
-    """The layers in turn: what the block is."""
-    # The batch normalisations write new tensors, so the ReLUs may work in place: the skip sees the raw x.
-    y = block.conv1(functional.relu(block.bn1(x), inplace=True))
-    y = block.conv2(functional.relu(block.bn2(y), inplace=True))
-    y = block.conv3(functional.relu(block.bn3(y), inplace=True))
-    return y + block.skip(x)
-
-
 def training_path(block: HourglassResidual, x: torch.Tensor) -> TrainingPath:
     """Which way ``block`` goes for ``x`` (B, in_channels, H, W) in training, or in evaluation with gradients."""
     why_plain = _why_not_as_one(block, x)
@@ -79,6 +65,10 @@ def training_path(block: HourglassResidual, x: torch.Tensor) -> TrainingPath:
     if block.recompute:
         return TrainingPath("recompute", f"recompute=True, and {why_not_fused}")
     return TrainingPath("plain", f"{why_not_fused}, and recompute=False")
+
+
+def _needs_gradient(block: HourglassResidual, x: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
 
 
 def _why_not_as_one(block: HourglassResidual, x: torch.Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fastpose.nn import _residual_training
 from fastpose.nn._residual_training import TrainingPath
@@ -63,9 +64,7 @@ class HourglassResidual(nn.Module):
         Returns:
             Features (B, out_channels, H, W).
         """
-        if self.training or _residual_training.needs_gradient(self, x):
-            return _residual_training.forward(self, x)
-        return _residual_training.plain(self, x)
+        return _residual_training.forward(self, x)
 
     def training_path(self, x: torch.Tensor) -> TrainingPath:
         """Which way a call with ``x`` goes in training, or in evaluation with gradients, and why; nothing is computed.
@@ -78,3 +77,10 @@ class HourglassResidual(nn.Module):
             ``"plain"`` (the layers in turn), and the ``reason``.
         """
         return _residual_training.training_path(self, x)
+
+    def _layers_in_turn(self, x: torch.Tensor) -> torch.Tensor:
+        # The batch normalisations write new tensors, so the ReLUs may work in place: the skip sees the raw x.
+        y = self.conv1(functional.relu(self.bn1(x), inplace=True))
+        y = self.conv2(functional.relu(self.bn2(y), inplace=True))
+        y = self.conv3(functional.relu(self.bn3(y), inplace=True))
+        return y + self.skip(x)

@@ -117,3 +117,9 @@ def pixels(z: torch.Tensor) -> int:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """In which statistics and sums of a tensor of ``dtype`` are."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def new_maps(like: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised, channels_last, with the batch, height and width of ``like``."""
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ import torch
 
 from fastpose._library import define, library
 from fastpose.ops import _residual_order, _residual_plain
-from fastpose.ops._residual_steps import Norm, Parameters, Running, Steps, accumulator
+from fastpose.ops._residual_steps import Norm, Parameters, Running, Steps, accumulator, new_maps
 
 _OPTIONS = "bool[] batch, bool[] cumulative, float[] momentum, float[] eps, str[] groups, ScalarType dtype, bool fused"
 _NAMES = ("running_mean", "running_var", "num_batches_tracked")
@@ -104,24 +104,20 @@ def _new_statistics(x: torch.Tensor, p: Parameters) -> torch.Tensor:
     return x.new_empty(size, dtype=accumulator(x.dtype))
 
 
-def _new_maps(x: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    return x.new_empty((x.shape[0], channels, *x.shape[2:]), dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-
 def _fake(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any) -> tuple[torch.Tensor, ...]:
     p, dtype = Parameters(*parameters), args[-2]
     of_y = torch.promote_types(x.dtype, dtype) if p.skip_weight is None else dtype
     return (
-        _new_maps(x, p.conv3_weight.shape[0], of_y),
-        _new_maps(x, p.conv1_weight.shape[0], dtype),
-        _new_maps(x, p.conv2_weight.shape[0], dtype),
+        new_maps(x, p.conv3_weight.shape[0], of_y),
+        new_maps(x, p.conv1_weight.shape[0], dtype),
+        new_maps(x, p.conv2_weight.shape[0], dtype),
         _new_statistics(x, p),
     )
 
 
 def _fake_backward(dy: torch.Tensor, x: torch.Tensor, *args: Any) -> list[torch.Tensor]:
     parameters, needs = args[3], args[-1]
-    like_x = [_new_maps(x, x.shape[1], x.dtype)] if needs[0] else []
+    like_x = [new_maps(x, x.shape[1], x.dtype)] if needs[0] else []
     return like_x + [torch.empty_like(p) for p, needed in zip(parameters, needs[1:], strict=True) if needed]
 
 

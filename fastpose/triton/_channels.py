@@ -54,3 +54,16 @@ def normal(z, mean, scale, bias, c, C: tl.constexpr, EVEN: tl.constexpr):
     """(z - mean) * scale + bias, in float32. The mean goes first: it may be large beside the deviation."""
     deviation = z.to(tl.float32) - per_channel(mean, c, C, EVEN)[None, :]
     return deviation * per_channel(scale, c, C, EVEN)[None, :] + per_channel(bias, c, C, EVEN)[None, :]
+
+
+@triton.jit
+def gradient_before_norm(
+    g, z, mean, rstd, scale, mean_of_g, mean_of_products, scale_of_means, c, C: tl.constexpr, EVEN: tl.constexpr
+):
+    """Gradient in z from g, that in n(z): weight / std (g - mean g - normal z mean(g normal z)), or without means; float32."""
+    gradient = g.to(tl.float32)
+    if mean_of_g is not None:
+        deviation = z.to(tl.float32) - per_channel(mean, c, C, EVEN)[None, :]
+        slope = per_channel(mean_of_products, c, C, EVEN) * (scale_of_means * per_channel(rstd, c, C, EVEN))
+        gradient -= deviation * slope[None, :] + (per_channel(mean_of_g, c, C, EVEN) * scale_of_means)[None, :]
+    return gradient * per_channel(scale, c, C, EVEN)[None, :]

@@ -11,7 +11,7 @@ import torch
 import triton
 
 from fastpose.ops import _residual_statistics
-from fastpose.ops._residual_steps import Norm, Running, Sums, pixels
+from fastpose.ops._residual_steps import Norm, Running, Sums, new_maps, pixels
 from fastpose.triton import _residual_backward as backward
 from fastpose.triton import _residual_forward as forward
 from fastpose.triton._launch import launch
@@ -131,7 +131,7 @@ def activation(z: torch.Tensor, norm: Norm, dtype: torch.dtype) -> torch.Tensor:
 def first(x: torch.Tensor, norm: Norm, weight: torch.Tensor, next_norm: Norm, running: Running) -> torch.Tensor:
     rows, (n, k) = pixels(x), weight.shape[:2]
     tile = product_tile(rows, n, k, weight.dtype)
-    z = _new_maps(x, n, weight.dtype)
+    z = new_maps(x, n, weight.dtype)
     partial = _new_parts(x, triton.cdiv(rows, tile.m), n) if next_norm.batch else None
     _launch_product(forward.first, (x, norm.mean, norm.scale, norm.bias, _matrix(weight), z, partial), rows, (), (k, n), tile)
     if partial is not None:
@@ -149,7 +149,7 @@ def last(
     skip_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, (n, k) = pixels(z), weight.shape[:2]
-    y = _new_maps(z, n, torch.promote_types(x.dtype, z.dtype) if skip_weight is None else z.dtype)
+    y = new_maps(z, n, torch.promote_types(x.dtype, z.dtype) if skip_weight is None else z.dtype)
     skip_matrix = None if skip_weight is None else _matrix(skip_weight)
     tensors = (z, norm.mean, norm.scale, norm.bias, _matrix(weight), bias, x, skip_matrix, skip_bias, y)
     _launch_product(forward.last, tensors, rows, (), (k, n, x.shape[1]), product_tile(rows, n, k, weight.dtype))
@@ -162,7 +162,7 @@ def last(
 def pointwise_input_gradient(dy: torch.Tensor, weight: torch.Tensor, z: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, Sums]:
     rows, (k, n) = pixels(dy), weight.shape[:2]
     tile = product_tile(rows, n, k, weight.dtype)
-    g = _new_maps(dy, n, dy.dtype)
+    g = new_maps(dy, n, dy.dtype)
     partial = _new_parts(dy, triton.cdiv(rows, tile.m), n)
     _launch_product(backward.input_gradient, (dy, _matrix(weight), z, *norm[:4], g, partial), rows, (), (k, n), tile)
     return g, _finish_sums(partial)
@@ -264,11 +264,6 @@ def _launch_product(
     grid = (triton.cdiv(rows, tile.m) * triton.cdiv(sizes[1], tile.n), 1, 1)
     constants: tuple[int | str, ...] = (*sizes, *tile[:3], precision())
     launch(kernel, grid, tensors, (rows, *numbers), constants, warps=tile.warps, stages=tile.stages)
-
-
-def _new_maps(like: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _new_parts(like: torch.Tensor, parts: int, channels: int) -> torch.Tensor:
