@@ -139,12 +139,15 @@ _lock, _inside, _before = threading.Lock(), 0, False
 
 @contextlib.contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """cuDNN adds no floats by atomics in here. The setting is the process's own, and several threads may be inside at once."""
+    """cuDNN adds no floats by atomics in here. The setting is the process's own, and several threads may be inside at once.
+
+    (torch.backends.cudnn.flags would ask for other settings, which raises if convolutions and RNNs differ in them.)
+    """
     global _inside, _before
     with _lock:
         if _inside == 0:
-            _before = torch.backends.cudnn.deterministic
-            torch.backends.cudnn.set_flags(_deterministic=True)
+            _before = torch._C._get_cudnn_deterministic()
+            torch._C._set_cudnn_deterministic(True)
         _inside += 1
     try:
         yield
@@ -152,4 +155,4 @@ def deterministic_cudnn() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                torch.backends.cudnn.set_flags(_deterministic=_before)
+                torch._C._set_cudnn_deterministic(_before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,7 +49,19 @@ def hourglass_residual_training(
         The block's output (B, C_out, H, W), channels_last, of ``dtype``, or of what torch promotes it and x to where x itself is
         added. Differentiable once.
     """
-    return _op(x, list(parameters), *running, batch, cumulative, momentum, eps, groups, dtype, fused)[0]
+    args = (*running, batch, cumulative, momentum, eps, groups, dtype, fused)
+    return (_autograd if _unobserved(x, parameters) else _op)(x, list(parameters), *args)[0]
+
+
+def _unobserved(x: torch.Tensor, parameters: Iterable[torch.Tensor | None]) -> bool:
+    """Whether a dispatcher would find nothing to do but to pass the call on, for which it takes longer than a kernel runs."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or x.is_meta
+        or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in (x, *parameters) if t is not None)
+    )
 
 
 def _steps(fused: bool) -> Steps:
@@ -128,7 +140,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, args: tuple[Any, ...], *parameters: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         x = x.contiguous(memory_format=torch.channels_last)
         with torch._C._AutoDispatchBelowAutograd():
-            y, z1, z2, statistics = _op(x, parameters, *args)
+            y, z1, z2, statistics = (_forward if _unobserved(x, parameters) else _op)(x, list(parameters), *args)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z1, z2, statistics)
         ctx.save_for_backward(x, z1, z2, statistics, *parameters)
@@ -141,7 +153,9 @@ class _Block(torch.autograd.Function):
         if dy is None:
             return (None,) * (1 + len(needs))
         x, z1, z2, statistics, *parameters = ctx.saved_tensors
-        gradients = iter(_backward_op(dy, x, z1, z2, statistics, parameters, ctx.batch, ctx.groups, ctx.dtype, ctx.fused, needs))
+        # In the other case somebody listens, or asks for gradients of gradients, which the op refuses.
+        run = _backward if _unobserved(dy, (x, *parameters)) and not torch.is_grad_enabled() else _backward_op
+        gradients = iter(run(dy, x, z1, z2, statistics, parameters, ctx.batch, ctx.groups, ctx.dtype, ctx.fused, needs))
         of_x, *of_parameters = [next(gradients) if needed else None for needed in needs]
         return of_x, None, *of_parameters
 
@@ -150,7 +164,7 @@ def _autograd(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         return _Block.apply(x, args, *parameters)
     with torch._C._AutoDispatchBelowAutograd():
-        return _op(x, parameters, *args)
+        return (_forward if _unobserved(x, parameters) else _op)(x, parameters, *args)
 
 
 _BUFFERS = ", ".join(f"Tensor({'abcdefghi'[3 * i + j]}!)? {name}{i + 1}" for i in range(3) for j, name in enumerate(_NAMES))

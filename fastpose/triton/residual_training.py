@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from fastpose.ops import _residual_statistics
 from fastpose.ops._residual_steps import Norm, Running, Sums, new_maps, pixels
@@ -42,7 +41,7 @@ def product_tile(rows: int, n: int, k: int, dtype: torch.dtype) -> Tile:
     bits32 = dtype == torch.float32
     tile_m, tile_n = 128, min(128, _power(n))
     for smaller_m, smaller_n in ((64, tile_n), (64, min(64, tile_n))):
-        if triton.cdiv(rows, tile_m) * triton.cdiv(n, tile_n) >= _ENOUGH_PROGRAMS:
+        if blocks(rows, tile_m) * blocks(n, tile_n) >= _ENOUGH_PROGRAMS:
             break
         tile_m, tile_n = smaller_m, smaller_n
     tile_k = min(32 if bits32 else 64, _power(k))
@@ -57,8 +56,8 @@ def weight_tile(n: int, k: int, dtype: torch.dtype) -> Tile:
 
 def weight_rows(rows: int, tile: Tile, n: int, k: int) -> int:
     """Pixels of one part of a weight's gradient: as few parts as keep every multiprocessor at work."""
-    parts = max(1, _ENOUGH_PROGRAMS // (triton.cdiv(n, tile.n) * triton.cdiv(k, tile.k)))
-    return max(4, triton.cdiv(triton.cdiv(rows, parts), tile.m)) * tile.m
+    parts = max(1, _ENOUGH_PROGRAMS // (blocks(n, tile.n) * blocks(k, tile.k)))
+    return max(4, blocks(blocks(rows, parts), tile.m)) * tile.m
 
 
 def map_block(c: int) -> Block:
@@ -69,16 +68,23 @@ def map_block(c: int) -> Block:
 
 def part_rows(rows: int, block: Block) -> int:
     """Pixels of one part of a sum over pixels."""
-    return max(2 * block.m, _power(triton.cdiv(rows, _PARTS)))
+    return max(2 * block.m, _power(blocks(rows, _PARTS)))
 
 
-def precision() -> str:
+def blocks(size: int, block: int) -> int:
+    """How many cover the size. (Triton's own takes longer than a kernel.)"""
+    return -(-size // block)
+
+
+def precision(dtype: torch.dtype) -> str:
     """Of float32 products: what PyTorch's convolutions use."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
 def _power(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
+    return max(16, 1 << (n - 1).bit_length())
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
@@ -88,8 +94,8 @@ def batch_statistics(z: torch.Tensor, norm: Norm, running: Running) -> None:
     rows, channels = pixels(z), z.shape[1]
     block = map_block(channels)
     of_part = part_rows(rows, block)
-    partial = _new_parts(z, triton.cdiv(rows, of_part), channels)
-    grid = (len(partial), triton.cdiv(channels, block.c), 1)
+    partial = _new_parts(z, blocks(rows, of_part), channels)
+    grid = (len(partial), blocks(channels, block.c), 1)
     launch(forward.column_moments, grid, (z, partial), (rows,), (channels, of_part, *block, _even(channels, block)))
     _finish_moments(partial, rows, of_part, norm, running)
 
@@ -103,7 +109,7 @@ def _finish_moments(partial: torch.Tensor, rows: int, of_part: int, norm: Norm, 
     momentum = 0.0 if running.cumulative else running.momentum
     launch(
         forward.finish_moments,
-        (triton.cdiv(channels, 16), 1, 1),
+        (blocks(channels, 16), 1, 1),
         (partial, norm.weight, mean, rstd, norm.scale, running.mean, running.variance, batches, running.offset),
         (parts, rows, momentum, running.eps),
         (channels, of_part, min(256, _power(parts)), 16, bool(norm.group)),
@@ -132,8 +138,10 @@ def first(x: torch.Tensor, norm: Norm, weight: torch.Tensor, next_norm: Norm, ru
     rows, (n, k) = pixels(x), weight.shape[:2]
     tile = product_tile(rows, n, k, weight.dtype)
     z = new_maps(x, n, weight.dtype)
-    partial = _new_parts(x, triton.cdiv(rows, tile.m), n) if next_norm.batch else None
-    _launch_product(forward.first, (x, norm.mean, norm.scale, norm.bias, _matrix(weight), z, partial), rows, (), (k, n), tile)
+    partial = _new_parts(x, blocks(rows, tile.m), n) if next_norm.batch else None
+    _launch_product(
+        forward.first, weight.dtype, (x, norm.mean, norm.scale, norm.bias, _matrix(weight), z, partial), rows, (), (k, n), tile
+    )
     if partial is not None:
         _finish_moments(partial, rows, tile.m, next_norm, running)
     return z
@@ -152,7 +160,8 @@ def last(
     y = new_maps(z, n, torch.promote_types(x.dtype, z.dtype) if skip_weight is None else z.dtype)
     skip_matrix = None if skip_weight is None else _matrix(skip_weight)
     tensors = (z, norm.mean, norm.scale, norm.bias, _matrix(weight), bias, x, skip_matrix, skip_bias, y)
-    _launch_product(forward.last, tensors, rows, (), (k, n, x.shape[1]), product_tile(rows, n, k, weight.dtype))
+    tile = product_tile(rows, n, k, weight.dtype)
+    _launch_product(forward.last, weight.dtype, tensors, rows, (), (k, n, x.shape[1]), tile)
     return y
 
 
@@ -163,8 +172,10 @@ def pointwise_input_gradient(dy: torch.Tensor, weight: torch.Tensor, z: torch.Te
     rows, (k, n) = pixels(dy), weight.shape[:2]
     tile = product_tile(rows, n, k, weight.dtype)
     g = new_maps(dy, n, dy.dtype)
-    partial = _new_parts(dy, triton.cdiv(rows, tile.m), n)
-    _launch_product(backward.input_gradient, (dy, _matrix(weight), z, *norm[:4], g, partial), rows, (), (k, n), tile)
+    partial = _new_parts(dy, blocks(rows, tile.m), n)
+    _launch_product(
+        backward.input_gradient, weight.dtype, (dy, _matrix(weight), z, *norm[:4], g, partial), rows, (), (k, n), tile
+    )
     return g, _finish_sums(partial)
 
 
@@ -174,15 +185,15 @@ def pointwise_weight_gradient(
     rows, n, k = pixels(dy), dy.shape[1], z.shape[1]
     tile = weight_tile(n, k, dy.dtype)
     of_part = weight_rows(rows, tile, n, k)
-    parts = triton.cdiv(rows, of_part)
+    parts = blocks(rows, of_part)
     partial = torch.empty((parts, n, k), dtype=torch.float32, device=dy.device)
     partial_bias = None if bias is None else torch.empty((parts, n), dtype=torch.float32, device=dy.device)
     launch(
         backward.weight_gradient,
-        (triton.cdiv(k, tile.k), triton.cdiv(n, tile.n), parts),
+        (blocks(k, tile.k), blocks(n, tile.n), parts),
         (dy, z, *((None,) * 3 if norm is None else (norm.mean, norm.scale, norm.bias)), partial, partial_bias),
         (rows,),
-        (k, n, of_part, *tile[:3], precision()),
+        (k, n, of_part, *tile[:3], precision(dy.dtype)),
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -194,8 +205,8 @@ def masked_sums(d: torch.Tensor, z: torch.Tensor, norm: Norm) -> Sums:
     rows, channels = pixels(z), z.shape[1]
     block = map_block(channels)
     of_part = part_rows(rows, block)
-    partial = _new_parts(z, triton.cdiv(rows, of_part), channels)
-    grid = (len(partial), triton.cdiv(channels, block.c), 1)
+    partial = _new_parts(z, blocks(rows, of_part), channels)
+    grid = (len(partial), blocks(channels, block.c), 1)
     constants = (channels, of_part, *block, _even(channels, block))
     launch(backward.masked_sums, grid, (d, z, *norm[:4], partial), (rows,), constants)
     return _finish_sums(partial)
@@ -222,7 +233,7 @@ def block_input_gradient(
     dx = torch.empty_like(x)
     tensors = (g, x, *norm[:3], *(means or (None, None)), dy, _matrix(skip_weight), dx)
     tile = product_tile(rows, n, k, skip_weight.dtype)
-    _launch_product(backward.projected_input_gradient, tensors, rows, (1.0 / count,), (k, n), tile)
+    _launch_product(backward.projected_input_gradient, skip_weight.dtype, tensors, rows, (1.0 / count,), (k, n), tile)
     return dx
 
 
@@ -241,28 +252,29 @@ def _norm_input_gradient(
 def _finish_sums(partial: torch.Tensor) -> Sums:
     parts, _, channels = partial.shape
     sums = partial.new_empty(channels), partial.new_empty(channels)
-    grid = (triton.cdiv(channels, 16), 1, 1)
+    grid = (blocks(channels, 16), 1, 1)
     launch(backward.finish_sums, grid, (partial, *sums), (parts,), (channels, min(256, _power(parts)), 16), warps=8)
     return sums
 
 
 def _add_parts(partial: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     parts, size = len(partial), out.numel()
-    launch(backward.add_parts, (triton.cdiv(size, 128), 1, 1), (partial, out), (parts,), (size, min(32, _power(parts)), 128))
+    launch(backward.add_parts, (blocks(size, 128), 1, 1), (partial, out), (parts,), (size, min(32, _power(parts)), 128))
     return out
 
 
 def _launch_product(
     kernel: Any,
+    dtype: torch.dtype,
     tensors: tuple[torch.Tensor | None, ...],
     rows: int,
     numbers: tuple[float, ...],
     sizes: tuple[int, ...],
     tile: Tile,
 ) -> None:
-    """``sizes`` begin with k and n."""
-    grid = (triton.cdiv(rows, tile.m) * triton.cdiv(sizes[1], tile.n), 1, 1)
-    constants: tuple[int | str, ...] = (*sizes, *tile[:3], precision())
+    """``dtype`` is of the factors, ``sizes`` begin with k and n."""
+    grid = (blocks(rows, tile.m) * blocks(sizes[1], tile.n), 1, 1)
+    constants: tuple[int | str, ...] = (*sizes, *tile[:3], precision(dtype))
     launch(kernel, grid, tensors, (rows, *numbers), constants, warps=tile.warps, stages=tile.stages)
 
 
@@ -273,7 +285,7 @@ def _new_parts(like: torch.Tensor, parts: int, channels: int) -> torch.Tensor:
 
 def _matrix(weight: torch.Tensor) -> torch.Tensor:
     """(out, in) of a 1×1 convolution, in row order."""
-    return weight.flatten(1).contiguous()
+    return weight.contiguous()
 
 
 def _even(channels: int, block: Block) -> bool:
@@ -281,4 +293,4 @@ def _even(channels: int, block: Block) -> bool:
 
 
 def _map_grid(rows: int, channels: int, block: Block) -> tuple[int, int, int]:
-    return triton.cdiv(rows, block.m), triton.cdiv(channels, block.c), 1
+    return blocks(rows, block.m), blocks(channels, block.c), 1
