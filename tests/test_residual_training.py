@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 import fastpose
 from fastpose.models import StackedHourglass
 from fastpose.nn import HourglassResidual
-from fastpose.ops import _residual_plain, hourglass_residual_training
+from fastpose.nn._residual_training import _parameters
+from fastpose.ops import _residual_order, _residual_plain, hourglass_residual_training
 
 CHANNELS = {"identity": (16, 16), "projection": (8, 16)}
 NORMS = ("bn1", "bn2", "bn3")
@@ -458,26 +459,22 @@ def test_copies_pickles_and_state_dicts() -> None:
 def test_op_is_registered_as_it_should_be(channels: tuple[int, int]) -> None:
     block = make_block(*channels).requires_grad_(True)
     x = make_maps(2, channels[0], 4, 4).requires_grad_()
-    calls = []
-    op = torch.ops.fastpose.hourglass_residual_training.default
+    calls: dict[object, tuple[object, ...]] = {}
+    forward = torch.ops.fastpose.hourglass_residual_training.default
+    backward = torch.ops.fastpose.hourglass_residual_training_backward.default
 
     class Record(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(
             self, function: object, types: object, args: tuple[object, ...] = (), kwargs: object = None
         ) -> object:
-            if function is op:
-                calls.append(args)
+            if function in (forward, backward):
+                calls[function] = args
             return function(*args, **(kwargs or {}))
 
     with Record():
-        block(x)
-    torch.library.opcheck(op, (x, list(block_parameters(block)), *calls[0][2:]))
-
-
-def block_parameters(block: HourglassResidual) -> tuple[torch.Tensor | None, ...]:
-    from fastpose.nn._residual_training import _parameters
-
-    return _parameters(block)
+        block(x).sum().backward()
+    torch.library.opcheck(forward, (x, list(_parameters(block)), *calls[forward][2:]))
+    torch.library.opcheck(backward, calls[backward], test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -502,6 +499,13 @@ def test_compiled_for_any_size() -> None:
         x = make_maps(*shape).double()
         before = copy.deepcopy(block)
         torch.testing.assert_close(compiled(x), before(x), rtol=0, atol=0)
+
+
+def test_exported_for_evaluation_it_is_plain_pytorch() -> None:
+    block, x = make_block(16, 16).eval(), make_maps(2, 16, 4, 4)
+    program = torch.export.export(block, (x,))
+    assert not any("fastpose" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), block(x))
 
 
 def test_exported_training_graph_moves_the_running_statistics() -> None:
@@ -582,3 +586,25 @@ def test_activations_kept_by_the_network() -> None:
             images = torch.empty(1, 3, 256, 256, dtype=torch.bfloat16)
             kept[recompute] = _activation_bytes(lambda model=model, images=images: model(images), model)
     assert kept[True] <= 0.67 * kept[False]
+
+
+# ---- cuDNN ----------------------------------------------------------------------------------------------------------
+
+
+def test_cudnn_is_deterministic_while_anybody_needs_it() -> None:
+    cudnn, inside = torch.backends.cudnn, _residual_order.deterministic_cudnn
+    assert not cudnn.deterministic
+    one, other = inside(), inside()  # of two threads
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert cudnn.deterministic
+    other.__exit__(None, None, None)
+    assert not cudnn.deterministic
+    with pytest.raises(RuntimeError), inside():
+        raise RuntimeError
+    assert not cudnn.deterministic
+    with cudnn.flags(deterministic=True):
+        with inside():
+            pass
+        assert cudnn.deterministic

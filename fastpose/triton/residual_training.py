@@ -55,7 +55,9 @@ def weight_tile(n: int, k: int, dtype: torch.dtype) -> Tile:
 
 
 def weight_rows(rows: int, tile: Tile, n: int, k: int) -> int:
-    """Pixels of one part of a weight's gradient: as few parts as keep every multiprocessor at work."""
+    """Pixels of one part of a weight's gradient: as few parts as keep every multiprocessor at work, and of few pixels one."""
+    if rows <= 512:
+        return blocks(rows, tile.m) * tile.m
     parts = max(1, _ENOUGH_PROGRAMS // (blocks(n, tile.n) * blocks(k, tile.k)))
     return max(4, blocks(blocks(rows, parts), tile.m)) * tile.m
 
@@ -186,8 +188,12 @@ def pointwise_weight_gradient(
     tile = weight_tile(n, k, dy.dtype)
     of_part = weight_rows(rows, tile, n, k)
     parts = blocks(rows, of_part)
-    partial = torch.empty((parts, n, k), dtype=torch.float32, device=dy.device)
-    partial_bias = None if bias is None else torch.empty((parts, n), dtype=torch.float32, device=dy.device)
+    of_weight = torch.empty((n, k, 1, 1), dtype=like.dtype, device=like.device)
+    of_bias = None if bias is None else torch.empty_like(bias)
+    partial, partial_bias = of_weight, of_bias  # what a single part computes
+    if parts > 1:
+        partial = torch.empty((parts, n, k), dtype=torch.float32, device=dy.device)
+        partial_bias = None if bias is None else torch.empty((parts, n), dtype=torch.float32, device=dy.device)
     launch(
         backward.weight_gradient,
         (blocks(k, tile.k), blocks(n, tile.n), parts),
@@ -197,8 +203,11 @@ def pointwise_weight_gradient(
         warps=tile.warps,
         stages=tile.stages,
     )
-    of_weight = _add_parts(partial, torch.empty((n, k, 1, 1), dtype=like.dtype, device=like.device))
-    return of_weight, None if bias is None or partial_bias is None else _add_parts(partial_bias, torch.empty_like(bias))
+    if parts > 1:
+        _add_parts(partial, of_weight)
+        if partial_bias is not None and of_bias is not None:
+            _add_parts(partial_bias, of_bias)
+    return of_weight, of_bias
 
 
 def masked_sums(d: torch.Tensor, z: torch.Tensor, norm: Norm) -> Sums:
@@ -257,10 +266,9 @@ def _finish_sums(partial: torch.Tensor) -> Sums:
     return sums
 
 
-def _add_parts(partial: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _add_parts(partial: torch.Tensor, out: torch.Tensor) -> None:
     parts, size = len(partial), out.numel()
     launch(backward.add_parts, (blocks(size, 128), 1, 1), (partial, out), (parts,), (size, min(32, _power(parts)), 128))
-    return out
 
 
 def _launch_product(
