@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -123,18 +124,18 @@ def _why_not_fused(block: HourglassResidual, x: torch.Tensor) -> str:
         return f"the kernels take multiples of {_CHANNEL_MULTIPLE} channels, the block has {', '.join(map(str, channels))}"
     if not x.numel():
         return "x is empty"
+    if torch.compiler.is_compiling():  # no question to the host inside a graph
+        return ""
     return _why_no_kernels(x.device.index if x.device.index is not None else torch.cuda.current_device())
 
 
-@torch.compiler.assume_constant_result
+@functools.cache
 def _why_no_kernels(cuda_index: int) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    capability = torch.cuda.get_device_capability(cuda_index)
+    major, minor = torch.cuda.get_device_capability(cuda_index)
     return (
-        ""
-        if capability >= (8, 0)
-        else f"the kernels need a GPU of architecture sm_80, cuda:{cuda_index} is sm_{capability[0]}{capability[1]}"
+        "" if major >= 8 else f"the kernels are for sm_80 and newer, cuda:{cuda_index} is a GPU of architecture sm_{major}{minor}"
     )
 
 
