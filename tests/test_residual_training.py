@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -380,6 +381,8 @@ def _replaced(name: str, module: nn.Module) -> Callable[[HourglassResidual], obj
         (_replaced("conv2", nn.Conv2d(8, 8, 3, padding=1, groups=2)), "conv2 is not the block's convolution"),
         (_replaced("conv2", nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")), "conv2 is not the block's convolution"),
         (_replaced("skip", nn.Dropout()), "skip is a Dropout"),
+        (lambda block: setattr(block.bn2, "weight", nn.Parameter(torch.ones(1).expand(8))), "bn2_weight is not contiguous"),
+        (lambda block: setattr(block.bn3, "running_var", torch.ones(16)[::2]), "bn3.running_var is not contiguous"),
     ],
 )
 def test_a_changed_block_calls_its_layers_and_says_why(change: Callable[[HourglassResidual], object], reason: str) -> None:
@@ -399,6 +402,47 @@ def test_the_other_ways_and_their_reasons() -> None:
         assert block.training_path(x) == ("plain", 'fastpose.backend("reference") is in force')
     assert "empty" in block.training_path(x[:0]).reason
     assert not HourglassResidual(16, 16).recompute
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda block: setattr(block.bn2, "running_mean", torch.zeros(7)), r"bn2.running_mean is \(7,\) on cpu"),
+        (lambda block: setattr(block, "bn3", nn.BatchNorm2d(16)), r"bn3_weight is \(16,\) on cpu"),
+        (lambda block: setattr(block, "conv3", nn.Conv2d(8, 24, 1)), "adds 16 channels to 24"),
+        (lambda block: block.conv2.double(), "x is torch.float32, and a convolution's weight is torch.float64"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_left_to_torch(change: Callable[[HourglassResidual], object], reason: str) -> None:
+    block, x = make_block(16, 16), make_maps(2, 16, 4, 4)
+    change(block)
+    path = block.training_path(x)
+    assert path.name == "plain"
+    assert re.search(reason, path.reason)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        block(x)
+
+
+def test_tensors_on_different_devices_are_left_to_torch() -> None:
+    block = make_block(16, 16)
+    block.conv2.to("meta")
+    path = block.training_path(make_maps(2, 16, 4, 4))
+    assert path == ("plain", "x is (2, 16, 4, 4) on cpu, and conv2_weight is (8, 8, 3, 3) on meta")
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_parametrised_weights_are_computed_once(recompute: bool) -> None:
+    """Spectral normalisation moves its own state on each time."""
+    block = make_block(16, 16)
+    parametrizations.spectral_norm(block.conv2)
+    block.recompute = recompute
+    other = copy.deepcopy(block)
+    x = make_maps(2, 16, 4, 4)
+    block(x)
+    with fastpose.backend("reference"):
+        other(x)
+    for name, buffer in other.named_buffers():
+        torch.testing.assert_close(dict(block.named_buffers())[name], buffer, msg=name)
 
 
 def test_hooks_run() -> None:

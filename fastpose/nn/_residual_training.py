@@ -32,8 +32,10 @@ class TrainingPath(NamedTuple):
 
 def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
     """The block in training mode or with gradients; else its layers in turn."""
-    name = training_path(block, x).name if block.training or _needs_gradient(block, x) else "plain"
-    if name == "plain":
+    if not (block.training or _needs_gradient(block, x)):
+        return block._layers_in_turn(x)
+    path, parameters = _choose(block, x)
+    if parameters is None:
         return block._layers_in_turn(x)
     norms = [getattr(block, bn) for bn in _NORMS]
     batch = [_uses_batch(bn) for bn in norms]
@@ -43,7 +45,7 @@ def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
             _refuse_one_value(x, bn.num_features)
     return hourglass_residual_training(
         x,
-        _parameters(block),
+        parameters,
         [tensor for bn in norms for tensor in _running(bn)],
         batch=batch,
         cumulative=[bn.momentum is None for bn in norms],
@@ -51,21 +53,30 @@ def forward(block: HourglassResidual, x: torch.Tensor) -> torch.Tensor:
         eps=[bn.eps for bn in norms],
         groups=groups,
         dtype=_dtype(x),
-        fused=name == "fused",
+        fused=path.name == "fused",
     )
 
 
 def training_path(block: HourglassResidual, x: torch.Tensor) -> TrainingPath:
     """Which way ``block`` goes for ``x`` (B, in_channels, H, W) in training, or in evaluation with gradients."""
+    return _choose(block, x)[0]
+
+
+def _choose(block: HourglassResidual, x: torch.Tensor) -> tuple[TrainingPath, Parameters | None]:
+    """The way, and unless it is plain the parameters, which are read once: a parametrisation computes them anew each time."""
     why_plain = _why_not_as_one(block, x)
     if why_plain:
-        return TrainingPath("plain", why_plain)
+        return TrainingPath("plain", why_plain), None
     why_not_fused = _why_not_fused(block, x)
-    if not why_not_fused:
-        return TrainingPath("fused", f"there are kernels for {_dtype(x)} on {x.device}")
-    if block.recompute:
-        return TrainingPath("recompute", f"recompute=True, and {why_not_fused}")
-    return TrainingPath("plain", f"{why_not_fused}, and recompute=False")
+    if why_not_fused and not block.recompute:
+        return TrainingPath("plain", f"{why_not_fused}, and recompute=False"), None
+    parameters = _parameters(block)
+    why_plain = _why_not_together(block, parameters, x)
+    if why_plain:
+        return TrainingPath("plain", why_plain), None
+    if why_not_fused:
+        return TrainingPath("recompute", f"recompute=True, and {why_not_fused}"), parameters
+    return TrainingPath("fused", f"there are kernels for {_dtype(x)} on {x.device}"), parameters
 
 
 def _needs_gradient(block: HourglassResidual, x: torch.Tensor) -> bool:
@@ -84,16 +95,41 @@ def _why_not_as_one(block: HourglassResidual, x: torch.Tensor) -> str:
         changed = _why_not_ours(name, getattr(block, name))
         if changed:
             return changed
-    if x.ndim != 4 or x.shape[1] != block.bn1.num_features:
+    if x.ndim != 4:
         return f"x has shape {tuple(x.shape)}"  # of which torch complains
     if not x.numel() and not any(_group(getattr(block, name)) for name in _NORMS):
         return "x is empty"
-    weights = [getattr(block, name).weight for name in _CONVOLUTIONS if name != "skip" or not isinstance(block.skip, nn.Identity)]
-    autocast = _autocasts(x)
-    for weight in weights:
-        wrong_dtype = weight.dtype != x.dtype and not (autocast and torch.float64 not in (x.dtype, weight.dtype))
-        if weight.device != x.device or wrong_dtype:
-            return f"x is {x.dtype} on {x.device}, and the weights are {weight.dtype} on {weight.device}"
+    return ""
+
+
+def _why_not_together(block: HourglassResidual, p: Parameters, x: torch.Tensor) -> str:
+    """What is wrong with the tensors, or nothing. Torch has its say when the layers are called in turn."""
+    channels, inner, middle, out = x.shape[1], p.conv1_weight.shape[0], p.conv2_weight.shape[0], p.conv3_weight.shape[0]
+    sizes = (channels, inner, middle)
+    shapes = Parameters(
+        *((channels,), (channels,), (inner, channels, 1, 1), (inner,)),
+        *((inner,), (inner,), (middle, inner, 3, 3), (middle,)),
+        *((middle,), (middle,), (out, middle, 1, 1), (out,)),
+        *((out, channels, 1, 1), (out,)),
+    )
+    tensors = list(zip(Parameters._fields, p, shapes, strict=True))
+    for name, size in zip(_NORMS, sizes, strict=True):
+        mean, variance, batches = _running(getattr(block, name))
+        tensors += [(f"{name}.running_mean", mean, (size,)), (f"{name}.running_var", variance, (size,))]
+        tensors.append((f"{name}.num_batches_tracked", batches, ()))
+    for name, tensor, shape in tensors:
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.device != x.device:
+            return f"x is {tuple(x.shape)} on {x.device}, and {name} is {tuple(tensor.shape)} on {tensor.device}"
+        if len(shape) == 1 and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    if p.skip_weight is None and channels != out:
+        return f"the block adds {channels} channels to {out}"
+    autocasts = _autocasts(x) and x.dtype != torch.float64
+    for weight in (p.conv1_weight, p.conv2_weight, p.conv3_weight, p.skip_weight):
+        if weight is not None and weight.dtype != x.dtype and not (autocasts and weight.dtype != torch.float64):
+            return f"x is {x.dtype}, and a convolution's weight is {weight.dtype}"
     return ""
 
 

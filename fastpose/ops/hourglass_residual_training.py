@@ -105,7 +105,7 @@ def _backward(dy: torch.Tensor, x: torch.Tensor, z1: torch.Tensor, z2: torch.Ten
     statistics, parameters, batch, groups, dtype, fused, needs = args
     p = Parameters(*parameters)
     norms, need = _norms(p, statistics, batch, groups), Parameters(*needs[1:])
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy, x, z1, z2 = (t.contiguous(memory_format=torch.channels_last) for t in (dy, x, z1, z2))
     with _on_device_of(x):
         dx, gradients = _residual_order.backward(_steps(fused), dy, (x, z1, z2), p, norms, dtype, needs[0], need)
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
