@@ -170,13 +170,13 @@ def test_error_is_at_most_twice_that_of_the_layers_in_turn(channels: tuple[int, 
 
 
 def test_large_upstream_gradients_of_a_loss_scaler(channels: tuple[int, int]) -> None:
-    """A power of two changes nothing but the exponent, and what overflows in float16 is seen in the gradients."""
+    """A factor of 2^16 changes nothing but the exponents, and what overflows in float16 is seen in the gradients."""
     block = make_block(*channels)
-    x, dy = make_maps(2, channels[0], 8, 8).half(), 1e-3 * make_maps(2, channels[1], 8, 8, seed=2).half()
+    x, dy = make_maps(2, channels[0], 8, 8).half(), 2**-12 * make_maps(2, channels[1], 8, 8, seed=2).half()
     run = _autocast(torch.float16)
-    one, scaled = (take_step(block, x, dy * factor, run=run) for factor in (1, 2**12))
+    one, scaled = (take_step(block, x, dy * factor, run=run) for factor in (1, 2**16))
     assert scaled.dx.isfinite().all()
-    torch.testing.assert_close(scaled.dx / 2**12, one.dx, rtol=2e-2, atol=2e-3 * one.dx.abs().max().item())
+    torch.testing.assert_close(scaled.dx / 2**16, one.dx, rtol=2e-2, atol=2e-3 * one.dx.abs().max().item())
     too_large = take_step(block, x, torch.full_like(dy, math.inf), run=run)
     assert not any(g.isfinite().all() for name, g in too_large.gradients.items() if name not in ("conv1.bias", "conv2.bias"))
 
@@ -500,9 +500,9 @@ def test_copies_pickles_and_state_dicts() -> None:
 # ---- compilers ------------------------------------------------------------------------------------------------------
 
 
-def test_op_is_registered_as_it_should_be(channels: tuple[int, int]) -> None:
-    block = make_block(*channels).requires_grad_(True)
-    x = make_maps(2, channels[0], 4, 4).requires_grad_()
+def test_op_is_registered_as_it_should_be() -> None:
+    block = make_block(8, 16)
+    x = make_maps(2, 8, 4, 4).requires_grad_()
     calls: dict[object, tuple[object, ...]] = {}
     forward = torch.ops.fastpose.hourglass_residual_training.default
     backward = torch.ops.fastpose.hourglass_residual_training_backward.default
