@@ -326,6 +326,20 @@ def test_block(size: str, channels: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("fuse")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_no_number_is_seen_where_pytorch_shows_it(value: float, frozen: bool) -> None:
+    block = make_block(16, 16).train(not frozen)
+    x, dy = make_maps(2, 16, 6, 6), make_maps(2, 16, 6, 6, seed=2)
+    x[1, 3, 2, 2] = value
+    ours, theirs = take_step(block, x, dy).tensors(), take_step(block, x, dy, reference=True).tensors()
+    for name, tensor in theirs.items():
+        if name not in ("conv1.bias", "conv2.bias"):
+            assert torch.equal(ours[name].isfinite(), tensor.isfinite()), name
+    assert not ours["y"].isfinite().all()
+
+
+@pytest.mark.usefixtures("fuse")
 @pytest.mark.parametrize("frozen", [("bn1",), ("bn2",), ("bn3",), ("bn1", "bn2", "bn3")], ids=str)
 def test_block_with_frozen_statistics(frozen: tuple[str, ...]) -> None:
     block = make_block(32, 32)

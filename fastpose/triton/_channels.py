@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+ALL = tl.constexpr(tl.PropagateNan.ALL)
+
 
 @triton.jit
 def per_channel(pointer, c, C: tl.constexpr, EVEN: tl.constexpr):
@@ -54,6 +56,18 @@ def normal(z, mean, scale, bias, c, C: tl.constexpr, EVEN: tl.constexpr):
     """(z - mean) * scale + bias, in float32. The mean goes first: it may be large beside the deviation."""
     deviation = z.to(tl.float32) - per_channel(mean, c, C, EVEN)[None, :]
     return deviation * per_channel(scale, c, C, EVEN)[None, :] + per_channel(bias, c, C, EVEN)[None, :]
+
+
+@triton.jit
+def relu(x):
+    """A NaN stays one, as in PyTorch."""
+    return tl.maximum(x, 0.0, propagate_nan=ALL)
+
+
+@triton.jit
+def relu_gradient(gradient, x):
+    """Of relu(x), in x."""
+    return tl.where(x <= 0, 0.0, gradient)
 
 
 @triton.jit

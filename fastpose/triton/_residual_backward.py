@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastpose.triton._channels import gradient_before_norm, load_matrix, load_tile, normal, per_channel, store_tile
+from fastpose.triton._channels import (
+    gradient_before_norm,
+    load_matrix,
+    load_tile,
+    normal,
+    per_channel,
+    relu,
+    relu_gradient,
+    store_tile,
+)
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -47,8 +56,8 @@ def input_gradient(
         b = load_matrix(matrix, k[:, None], n[None, :], K, N, EVEN_K and EVEN_N)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     tile = load_tile(z + first_row * N, rows, n, left, N, EVEN_N).to(tl.float32)
-    positive = normal(tile, mean, scale, bias, n, N, EVEN_N) > 0
-    stored = tl.where(positive & (rows < left)[:, None], product, 0.0).to(g.dtype.element_ty)
+    product = relu_gradient(product, normal(tile, mean, scale, bias, n, N, EVEN_N))
+    stored = tl.where((rows < left)[:, None], product, 0.0).to(g.dtype.element_ty)
     store_tile(g + first_row * N, rows, n, left, stored, N, EVEN_N)
     stored = stored.to(tl.float32)
     deviation = tile - per_channel(mean, n, N, EVEN_N)[None, :]
@@ -87,7 +96,7 @@ def masked_sums(
     for start in tl.range(0, ROWS, BLOCK_M):
         tile = load_tile(z, start + rows, c, left, C, EVEN).to(tl.float32)
         gradient = load_tile(d, start + rows, c, left, C, EVEN).to(tl.float32)
-        gradient = tl.where(normal(tile, mean, scale, bias, c, C, EVEN) > 0, gradient, 0.0)
+        gradient = relu_gradient(gradient, normal(tile, mean, scale, bias, c, C, EVEN))
         sums += gradient
         products += gradient * (tile - per_channel(mean, c, C, EVEN)[None, :])
     in_c = c < C
@@ -140,7 +149,7 @@ def norm_input_gradient(
     gradient = load_tile(g + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
     tile = load_tile(z + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
     if not MASKED:
-        gradient = tl.where(normal(tile, mean, scale, bias, c, C, EVEN) > 0, gradient, 0.0)
+        gradient = relu_gradient(gradient, normal(tile, mean, scale, bias, c, C, EVEN))
     gradient = gradient_before_norm(gradient, tile, mean, rstd, scale, mean_of_g, mean_of_products, scale_of_means, c, C, EVEN)
     if dy is not None:
         gradient += load_tile(dy + first_row * C, rows, c, left, C, EVEN).to(tl.float32)
@@ -227,7 +236,7 @@ def weight_gradient(
         gradient = load_tile(dy, rows, n, left, N, EVEN_N)
         a = load_tile(z, rows, k, left, K, EVEN_K)
         if mean is not None:
-            a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0)
+            a = relu(normal(a, mean, scale, bias, k, K, EVEN_K))
         product = tl.dot(tl.trans(gradient), a.to(dy.dtype.element_ty), product, input_precision=PRECISION)
         if partial_bias is not None:
             sums += tl.sum(gradient.to(tl.float32), 0)

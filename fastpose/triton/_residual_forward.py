@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastpose.triton._channels import load_matrix, load_tile, normal, per_channel, store_tile
+from fastpose.triton._channels import load_matrix, load_tile, normal, per_channel, relu, store_tile
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -32,7 +32,7 @@ def column_moments(
     shift = tl.sum(sums, 0) / left
     in_c = c < C
     tl.store(partial + part * (2 * C) + c, pivot + shift, mask=in_c)
-    tl.store(partial + part * (2 * C) + C + c, tl.maximum(tl.sum(squares, 0) - left * shift * shift, 0.0), mask=in_c)
+    tl.store(partial + part * (2 * C) + C + c, relu(tl.sum(squares, 0) - left * shift * shift), mask=in_c)
 
 
 @triton.jit(do_not_specialize=["parts", "P"])
@@ -77,7 +77,7 @@ def finish_moments(
         squares += tl.load(at + C, mask=there, other=0.0) + count * deviation * deviation
     shift = tl.sum(sums, 0) / P
     of_batch = pivot + shift
-    square = tl.maximum(tl.sum(squares, 0) - P * shift * shift, 0.0)
+    square = relu(tl.sum(squares, 0) - P * shift * shift)
     tl.store(mean + c, of_batch, mask=in_c)
     if LOCAL:
         tl.store(rstd + c, square, mask=in_c)
@@ -122,7 +122,7 @@ def activation(z, mean, scale, bias, a, P, C: tl.constexpr, BLOCK_M: tl.constexp
     rows = tl.arange(0, BLOCK_M)
     left = tl.minimum(P - first_row, BLOCK_M).to(tl.int32)
     tile = load_tile(z + first_row * C, rows, c, left, C, EVEN)
-    tile = tl.maximum(normal(tile, mean, scale, bias, c, C, EVEN), 0.0)
+    tile = relu(normal(tile, mean, scale, bias, c, C, EVEN))
     store_tile(a + first_row * C, rows, c, left, tile.to(a.dtype.element_ty), C, EVEN)
 
 
@@ -162,7 +162,7 @@ def first(
         k = start + tl.arange(0, BLOCK_K)
         a = load_tile(x, rows, k, left, K, EVEN_K)
         b = load_matrix(matrix, n[None, :], k[:, None], N, K, EVEN_K and EVEN_N)
-        a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
+        a = relu(normal(a, mean, scale, bias, k, K, EVEN_K)).to(matrix.dtype.element_ty)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     stored = product.to(z.dtype.element_ty)
     store_tile(z + first_row * N, rows, n, left, stored, N, EVEN_N)
@@ -213,7 +213,7 @@ def last(
         k = start + tl.arange(0, BLOCK_K)
         a = load_tile(z, rows, k, left, K, EVEN_K)
         b = load_matrix(matrix, n[None, :], k[:, None], N, K, EVEN_K and EVEN_N)
-        a = tl.maximum(normal(a, mean, scale, bias, k, K, EVEN_K), 0.0).to(matrix.dtype.element_ty)
+        a = relu(normal(a, mean, scale, bias, k, K, EVEN_K)).to(matrix.dtype.element_ty)
         product = tl.dot(a, b, product, input_precision=PRECISION)
     if skip_matrix is not None:
         for start in tl.range(0, SKIP_K, BLOCK_K):
