@@ -238,6 +238,15 @@ def test_not_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_a_rank_without_samples_shares_statistics_as_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = _block(32, 32, torch.float32), torch.empty(0, 32, 8, 8, device="cuda")
+    assert block.training_path(x) == ("plain", "x is empty")
+    monkeypatch.setattr(_residual_training, "_group", lambda bn: "all")
+    assert block.training_path(x) == ("recompute", "x is empty, and other ranks' need not be")
+    assert _block(24, 24, torch.float32).training_path(torch.empty(0, 24, 8, 8, device="cuda")).name == "plain"
+
+
+@pytest.mark.usefixtures("gpu")
 def test_fakes_on_a_gpu() -> None:
     block, x = _block(32, 64, torch.float16), torch.empty(2, 32, 8, 8, device="cuda", dtype=torch.float16)
     with torch.no_grad():  # a CPU build of PyTorch has no gradients for a GPU

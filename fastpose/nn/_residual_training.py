@@ -68,14 +68,17 @@ def _choose(block: HourglassResidual, x: torch.Tensor) -> tuple[TrainingPath, Pa
     if why_plain:
         return TrainingPath("plain", why_plain), None
     why_not_fused = _why_not_fused(block, x)
+    # Ranks that share statistics must agree on how, also one that has no samples for the kernels.
+    keeps_step = not why_not_fused and not x.numel()
     if why_not_fused and not block.recompute:
         return TrainingPath("plain", f"{why_not_fused}, and recompute=False"), None
     parameters = _parameters(block)
     why_plain = _why_not_together(block, parameters, x)
     if why_plain:
         return TrainingPath("plain", why_plain), None
-    if why_not_fused:
-        return TrainingPath("recompute", f"recompute=True, and {why_not_fused}"), parameters
+    if why_not_fused or keeps_step:
+        reason = "x is empty, and other ranks' need not be" if keeps_step else f"recompute=True, and {why_not_fused}"
+        return TrainingPath("recompute", reason), parameters
     return TrainingPath("fused", f"there are kernels for {_dtype(x)} on {x.device}"), parameters
 
 
@@ -158,8 +161,6 @@ def _why_not_fused(block: HourglassResidual, x: torch.Tensor) -> str:
     channels = (block.conv1.in_channels, block.conv1.out_channels, block.conv3.out_channels)
     if any(c % _CHANNEL_MULTIPLE for c in channels):
         return f"the kernels take multiples of {_CHANNEL_MULTIPLE} channels, the block has {', '.join(map(str, channels))}"
-    if not x.numel():
-        return "x is empty"
     if torch.compiler.is_compiling():  # no question to the host inside a graph
         return ""
     return _why_no_kernels(x.device.index if x.device.index is not None else torch.cuda.current_device())
