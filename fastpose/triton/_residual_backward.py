@@ -198,7 +198,7 @@ def projected_input_gradient(
     store_tile(dx + first_row * N, rows, n, left, product.to(dx.dtype.element_ty), N, EVEN_N)
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["P", "of_part"])
 def weight_gradient(
     dy,
     z,
@@ -208,15 +208,15 @@ def weight_gradient(
     partial,
     partial_bias,
     P,
+    of_part,
     K: tl.constexpr,
     N: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dy^T relu(n(z)) over ROWS pixels, or dy^T z without a ``mean``; grid (tiles of K, tiles of N, parts). 512 + 256 read.
+    """dy^T relu(n(z)) over ``of_part`` pixels, or dy^T z without ``mean``; grid (tiles of K, tiles of N, parts). 512 + 256 read.
 
     partial[part] is (N, K), partial_bias[part] (N,), the sum of dy.
     """
@@ -225,8 +225,8 @@ def weight_gradient(
     part = tl.program_id(2)
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first_row = part.to(tl.int64) * ROWS
-    left = tl.minimum(P - first_row, ROWS).to(tl.int32)
+    first_row = part.to(tl.int64) * of_part
+    left = tl.minimum(P - first_row, of_part).to(tl.int32)
     dy += first_row * N
     z += first_row * K
     product = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)

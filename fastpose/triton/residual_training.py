@@ -78,6 +78,10 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def _parts_at_once(parts: int) -> int:
+    return 32 if parts <= 32 else 256
+
+
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: what PyTorch's convolutions use."""
     if dtype != torch.float32:
@@ -114,7 +118,7 @@ def _finish_moments(partial: torch.Tensor, rows: int, of_part: int, norm: Norm, 
         (blocks(channels, 16), 1, 1),
         (partial, norm.weight, mean, rstd, norm.scale, running.mean, running.variance, batches, running.offset),
         (parts, rows, momentum, running.eps),
-        (channels, of_part, min(256, _power(parts)), 16, bool(norm.group)),
+        (channels, of_part, _parts_at_once(parts), 16, bool(norm.group)),
         warps=8,
     )
     if norm.group:
@@ -198,8 +202,8 @@ def pointwise_weight_gradient(
         backward.weight_gradient,
         (blocks(k, tile.k), blocks(n, tile.n), parts),
         (dy, z, *((None,) * 3 if norm is None else (norm.mean, norm.scale, norm.bias)), partial, partial_bias),
-        (rows,),
-        (k, n, of_part, *tile[:3], precision(dy.dtype)),
+        (rows, of_part),
+        (k, n, *tile[:3], precision(dy.dtype)),
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -262,13 +266,13 @@ def _finish_sums(partial: torch.Tensor) -> Sums:
     parts, _, channels = partial.shape
     sums = partial.new_empty(channels), partial.new_empty(channels)
     grid = (blocks(channels, 16), 1, 1)
-    launch(backward.finish_sums, grid, (partial, *sums), (parts,), (channels, min(256, _power(parts)), 16), warps=8)
+    launch(backward.finish_sums, grid, (partial, *sums), (parts,), (channels, _parts_at_once(parts), 16), warps=8)
     return sums
 
 
 def _add_parts(partial: torch.Tensor, out: torch.Tensor) -> None:
     parts, size = len(partial), out.numel()
-    launch(backward.add_parts, (blocks(size, 128), 1, 1), (partial, out), (parts,), (size, min(32, _power(parts)), 128))
+    launch(backward.add_parts, (blocks(size, 128), 1, 1), (partial, out), (parts,), (size, 32, 128))
 
 
 def _launch_product(
