@@ -126,7 +126,7 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 
 def why_no_triton(device: torch.device) -> str:
-    """What is in the way of Triton kernels on a GPU; nothing, if they run. Graphs being compiled, which need Triton, ask nothing."""
+    """What is in the way of Triton kernels on a GPU; nothing, if they run, or while a graph is compiled, which needs Triton."""
     if torch.compiler.is_compiling():
         return ""
     return _why_no_triton(device.index if device.index is not None else torch.cuda.current_device())
