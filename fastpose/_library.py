@@ -125,9 +125,15 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     return False
 
 
+def why_no_triton(device: torch.device) -> str:
+    """What is in the way of Triton kernels on a GPU; nothing, if they run, or while a graph is compiled, which needs Triton."""
+    if torch.compiler.is_compiling():
+        return ""
+    return _why_no_triton(device.index if device.index is not None else torch.cuda.current_device())
+
+
 @functools.cache
-def why_no_triton(index: int) -> str:
-    """What is in the way of Triton kernels on a GPU; nothing, if they run."""
+def _why_no_triton(index: int) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     major, minor = torch.cuda.get_device_capability(index)
@@ -142,9 +148,7 @@ def require_triton(device: torch.device) -> None:
         return
     reason = f"they are on {device}, allowed are cpu and cuda"
     if device.type == "cuda":
-        if torch.compiler.is_compiling():
-            return
-        reason = why_no_triton(device.index if device.index is not None else torch.cuda.current_device())
+        reason = why_no_triton(device)
     if reason:
         raise NotBuiltError(f"fastpose has no kernels for the tensors: {reason}; {_REFERENCE_HINT.removeprefix('or ')}")
 

@@ -389,7 +389,7 @@ def test_a_network_is_compiled_for_inference_where_that_exists(
         asked.append(tuple(example.shape))
         return lambda images: model(images)[-1]  # the final prediction alone
 
-    monkeypatch.setattr(networks.fastpose, "compile_for_inference", compile_for_inference, raising=False)
+    monkeypatch.setattr(networks, "compile_for_inference", compile_for_inference)
     inference = small_networks[0]
     assert prepare(inference, [OURS], lambda what: None).errors == {}
     assert asked == [(2, 3, 128, 128)]

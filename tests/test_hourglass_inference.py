@@ -314,7 +314,7 @@ WAYS: dict[str, tuple[Callable[[HourglassResidual], Any], str]] = {
     ),
     "no affine": (lambda block: setattr(block, "bn1", nn.BatchNorm2d(32, affine=False).eval()), "bn1 has no scale and shift"),
     "dilated": (lambda block: setattr(block.conv2, "dilation", (2, 2)), "conv2 is another convolution"),
-    "no bias": (lambda block: setattr(block.conv1, "bias", None), "conv1 is another convolution"),
+    "no bias": (lambda block: setattr(block.conv1, "bias", None), "conv1 has no bias"),
     "other dtype": (lambda block: block.half(), "x is torch.float32 on cpu, and the weights are torch.float16 on cpu"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +9,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("no GPU", allow_module_level=True)
 
 from fastpose.triton.choice import Judge
 from fastpose.triton.configs import family
 from fastpose.triton.problems import Conv, Pointwise
 
-FAMILY = family(torch.cuda.get_device_capability())
+pytestmark = pytest.mark.gpu_matrix
 LEVELS = (64, 32, 16, 8, 4)
 SECOND = Conv(3, 128, 128, 256, 0, True, 0, False, False, 5, 64, 64, torch.bfloat16)
 HEAD = replace(SECOND, window=1, inputs=256, mid=256, low=False, joints=16, heatmaps=True)
@@ -45,18 +42,18 @@ def problems() -> dict[str, Pointwise | Conv]:
     return found
 
 
-def check(problem: Pointwise | Conv, configs: list[Any]) -> None:
+def check(problem: Pointwise | Conv, aligned: bool = True) -> None:
     judge = Judge(problem.example("cuda"))
+    configs = problem.configs(family(torch.cuda.get_device_capability()), aligned)
     wrong = [config for config in configs if not judge.finds_right(config)]
     assert not wrong
 
 
 @pytest.mark.parametrize("problem", problems().values(), ids=problems())
 def test_every_configuration(problem: Pointwise | Conv) -> None:
-    check(problem, problem.configs(FAMILY))
+    check(problem)
 
 
 @pytest.mark.parametrize("name", ["first 64", "first pooled from 8", "second 64", "second 4", "second odd"])
 def test_every_configuration_for_misaligned_tensors(name: str) -> None:
-    problem = problems()[name]
-    check(problem, problem.configs(FAMILY, aligned=False))
+    check(problems()[name], aligned=False)

@@ -12,7 +12,8 @@ from torch.nn import functional
 from fastpose import _check, _streams
 from fastpose._layers import BatchNorm, Convolution, HeadParameters
 from fastpose.models.interface import Configurations, HeatmapModel
-from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path, why_plain
+from fastpose.nn._inference import InferencePath, inference_path, why_plain
+from fastpose.nn._unchanged import autocast_dtype
 from fastpose.nn.residual import HourglassResidual
 from fastpose.ops.hourglass_head import run_op as run_head
 from fastpose.ops.hourglass_head import why_not_these_channels

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastpose import _library
+from fastpose.nn._unchanged import autocast_dtype, why_changed
 from fastpose.ops.hourglass_residual import FUSED_DTYPES
 
 FOLDED_DTYPES = (torch.float32, torch.float64)
@@ -49,14 +50,6 @@ def why_plain(module: nn.Module, layers: Mapping[str, nn.Module], x: torch.Tenso
     return _why_not_in_evaluation(module, x) or _why_not_there(x, channels) or _why_not_ours(layers, x)
 
 
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """Of the convolutions, where autocast is on."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
-
-
 def _why_not_in_evaluation(module: nn.Module, x: torch.Tensor) -> str:
     if module.training:
         return "it is in training mode"
@@ -78,7 +71,7 @@ def _why_not_there(x: torch.Tensor, channels: Callable[[], str]) -> str:
     if device == "cuda":
         if x.dtype != dtype or dtype not in FUSED_DTYPES:
             return f"x is {x.dtype}; GPU kernels are for float16, bfloat16, and under autocast for its dtype"
-        return _why_no_kernels(x.device) or channels()
+        return _library.why_no_triton(x.device) or channels()
     if device != "cpu":
         return f"there are kernels for cuda and cpu, not for {device}"
     if torch.compiler.is_compiling():
@@ -93,30 +86,20 @@ def _why_not_ours(layers: Mapping[str, nn.Module], x: torch.Tensor) -> str:
     """Why a layer does something else than the op, or nothing."""
     autocast, first = autocast_dtype(x), True
     for name, layer in layers.items():
-        kind = type(layer)
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            return f"{name} has hooks, which only a call of it runs"
-        if kind.forward is nn.Conv2d.forward:
-            size = 3 if name == "conv2" else 1
-            geometry = (layer.kernel_size, layer.stride, layer.padding, layer.padding_mode, layer.dilation, layer.groups)
-            if geometry != ((size, size), (1, 1), (size // 2, size // 2), "zeros", (1, 1), 1) or layer.bias is None:
-                return f"{name} is another convolution"
+        changed = why_changed(name, layer)
+        if changed:
+            return changed
+        if isinstance(layer, nn.Conv2d):
+            if layer.bias is None:
+                return f"{name} has no bias"
             if first and x.shape[1] != layer.in_channels:
                 return f"x has shape {tuple(x.shape)}"
             weight, first = layer.weight, False
             if weight.device != x.device or (weight.dtype != x.dtype and not autocast):
                 return f"x is {x.dtype} on {x.device}, and the weights are {weight.dtype} on {weight.device}"
-        elif kind.forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward):
+        elif name.startswith("bn"):
             if layer.training or layer.running_mean is None:
                 return f"{name} uses the statistics of the batch"
             if not layer.affine:
                 return f"{name} has no scale and shift"
-        elif kind is not nn.Identity:
-            return f"{name} is a {kind.__name__}"
     return ""
-
-
-@torch.compiler.assume_constant_result
-def _why_no_kernels(device: torch.device) -> str:
-    """What is in the way of Triton kernels on a GPU; nothing, if they run."""
-    return _library.why_no_triton(device.index if device.index is not None else torch.cuda.current_device())

@@ -7,7 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from fastpose._layers import BatchNorm, Convolution, ResidualParameters
-from fastpose.nn._inference import InferencePath, autocast_dtype, inference_path, why_plain
+from fastpose.nn import _residual_training
+from fastpose.nn._inference import InferencePath, inference_path, why_plain
+from fastpose.nn._residual_training import TrainingPath
+from fastpose.nn._unchanged import autocast_dtype
 from fastpose.ops.hourglass_residual import fits, run_op, why_not_these_channels
 
 
@@ -17,6 +20,12 @@ class HourglassResidual(nn.Module):
     Three times batch normalisation, ReLU and convolution: 1×1 to half the output channels, 3×3, 1×1 to the
     output channels. The result is added to the input, or to a 1×1 projection of the *raw* input where the
     channel counts differ. All convolutions have a bias; nothing follows the addition.
+
+    Training goes one of three ways, with the same parameters, results and running statistics; :meth:`training_path` tells which
+    and why. Fused kernels for GPUs keep the input and the outputs of the first two convolutions for the backward pass, half of
+    what autograd keeps, and give the same gradients bit for bit from run to run. ``recompute=True`` has the same done in plain
+    PyTorch where there are no kernels. Else the layers are called in turn, as they always are under
+    ``fastpose.backend("reference")``, with hooks on them, or where one was replaced by something else.
 
     In evaluation, where no gradients are needed, a call goes one of three ways, with the same results up to rounding;
     :meth:`inference_path` tells which and why.
@@ -36,12 +45,16 @@ class HourglassResidual(nn.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output, even.
+        recompute: whether training keeps half of the memory also where there are no kernels, at the cost of computing the
+            normalisations twice. An attribute of the same name may be set at any time.
 
     Raises:
         ValueError: if ``in_channels`` is not positive or ``out_channels`` is not a positive even number.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    recompute: bool = False
+
+    def __init__(self, in_channels: int, out_channels: int, *, recompute: bool = False) -> None:
         super().__init__()
         if in_channels < 1:
             raise ValueError(f"in_channels must be positive, got {in_channels}")
@@ -59,6 +72,7 @@ class HourglassResidual(nn.Module):
             self.skip = nn.Identity()
         else:
             self.skip = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.recompute = recompute
 
     def forward(self, x: torch.Tensor, *, pool: bool = False, low: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the block.
@@ -75,7 +89,7 @@ class HourglassResidual(nn.Module):
             return run_op(x, self.layer_parameters(autocast_dtype(x)), pool, low)
         if pool:
             x = functional.max_pool2d(x, kernel_size=2)
-        y = self._layers_in_turn(x)  # training hooks in here
+        y = _residual_training.forward(self, x)
         return y if low is None else y + functional.interpolate(low, scale_factor=2, mode="nearest")
 
     def inference_path(self, x: torch.Tensor) -> InferencePath:
@@ -88,6 +102,18 @@ class HourglassResidual(nn.Module):
             ``name``, ``"fused"``, ``"folded"`` or ``"plain"``, as described above, and the ``reason``.
         """
         return inference_path(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]
+
+    def training_path(self, x: torch.Tensor) -> TrainingPath:
+        """Which way a call with ``x`` goes in training, or in evaluation with gradients, and why; nothing is computed.
+
+        Args:
+            x: features (B, in_channels, H, W).
+
+        Returns:
+            ``name``, ``"fused"`` (kernels that keep half of what autograd keeps), ``"recompute"`` (the same in plain PyTorch) or
+            ``"plain"`` (the layers in turn), and the ``reason``.
+        """
+        return _residual_training.training_path(self, x)
 
     def _why_plain(self, x: torch.Tensor) -> str:
         return why_plain(self, self._modules, x, self._why_not_these_channels)  # type: ignore[arg-type]

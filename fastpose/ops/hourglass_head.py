@@ -154,7 +154,8 @@ def _channels_last(maps: torch.Tensor) -> torch.Tensor:
 def _cuda(
     x: torch.Tensor, parameters: list[torch.Tensor], eps: float, skip: torch.Tensor | None, heatmaps: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from fastpose.triton import residual  # needs Triton, and time
+    _library.require_triton(x.device)  # graphs were compiled without asking
+    from fastpose.triton import residual  # takes time
 
     return residual.hourglass_head(x, _parameters(parameters, eps), skip, heatmaps)
 

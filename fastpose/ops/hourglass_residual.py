@@ -168,7 +168,8 @@ def _fake(
 def _cuda(
     x: torch.Tensor, parameters: list[torch.Tensor], eps: list[float], pool: bool, low: torch.Tensor | None
 ) -> torch.Tensor:
-    from fastpose.triton import residual  # needs Triton, and time
+    _library.require_triton(x.device)  # graphs were compiled without asking
+    from fastpose.triton import residual  # takes time
 
     return residual.hourglass_residual(x, _parameters(parameters, eps), pool, low)
 
