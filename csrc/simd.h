@@ -181,6 +181,17 @@ static inline void store_columns(Vec<Accumulator<T>> v, T* row, int64_t x, int64
   for (int i = 0; i < kLanes && x + i < width; ++i) narrow(Accumulator<T>(v[i]), row + (x + i) * stride);
 }
 
+// Of the lanes of a and then b, those with these numbers.
+template <typename V, typename Lane> static inline V shuffle(V a, V b, Lane lane) {
+#ifdef __clang__  // whose own builtin takes constants alone
+  V v;
+  for (int i = 0; i < kLanes; ++i) v[i] = lane[i] < kLanes ? a[lane[i]] : b[lane[i] - kLanes];
+  return v;
+#else
+  return __builtin_shuffle(a, b, lane);
+#endif
+}
+
 // kLanes rows of kLanes columns become columns of rows: in each stage pairs of rows exchange halves, quarters, ...
 template <int kStep, typename V> static inline void exchange(V (&rows)[kLanes]) {
   using Lane = Vec<std::conditional_t<sizeof(V) / kLanes == 8, int64_t, int32_t>>;
@@ -192,8 +203,8 @@ template <int kStep, typename V> static inline void exchange(V (&rows)[kLanes]) 
   for (int i = 0; i < kLanes; ++i) {
     if (i & kStep) continue;
     const V a = rows[i], b = rows[i + kStep];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + kStep] = __builtin_shuffle(a, b, high);
+    rows[i] = shuffle(a, b, low);
+    rows[i + kStep] = shuffle(a, b, high);
   }
 }
 template <typename V> static inline void transpose(V (&rows)[kLanes]) {
