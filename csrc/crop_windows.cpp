@@ -62,7 +62,8 @@ Tensor crop_windows(const Tensor& source, const Tensor& boxes, int64_t height, i
   run_on(
       source,
       [&] {
-        parallel_parts(job.batch * job.count, job.channels * height * width,
+        const bool inner = channels_inner(job.source, job.channels);
+        parallel_parts(job.batch * crop_groups(job, inner) * job.count, crop_group(job, inner) * height * width,
                        [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(crop_windows)(job, begin, end); });
       },
       [&](void* stream) {
@@ -73,10 +74,10 @@ Tensor crop_windows(const Tensor& source, const Tensor& boxes, int64_t height, i
 }
 
 // Of the gradient's rows are so many summed at a time as stay in a core's own cache.
-static int64_t band_rows(const CropWindows& job, bool wide) {
-  constexpr int64_t kBytes = 256 << 10;
-  const int64_t row = std::max<int64_t>(1, job.channels * job.source_width * (wide ? 8 : 4));
-  return std::clamp<int64_t>(kBytes / row, 1, job.source_height);
+static int64_t band_rows(const CropWindows& job, int64_t channels, bool wide) {
+  constexpr int64_t kBytes = 384 << 10, kLeast = 16;
+  const int64_t rows = kBytes / (channels * job.source_width * (wide ? 8 : 4));
+  return std::min(std::max(rows, kLeast), job.source_height);
 }
 
 Tensor crop_windows_backward(const Tensor& gradient, const Tensor& boxes, int64_t source_height, int64_t source_width,
@@ -92,8 +93,9 @@ Tensor crop_windows_backward(const Tensor& gradient, const Tensor& boxes, int64_
   run_on(
       gradient,
       [&] {
-        const int64_t rows = band_rows(job, dtype == ScalarType::Double);
-        parallel_parts(job.batch * ((source_height + rows - 1) / rows), rows * job.channels * source_width,
+        const bool inner = channels_inner(job.source, job.channels) && channels_inner(job.windows, job.channels);
+        const int64_t channels = crop_group(job, inner), rows = band_rows(job, channels, dtype == ScalarType::Double);
+        parallel_parts(job.batch * crop_groups(job, inner) * ((source_height + rows - 1) / rows), rows * channels * source_width,
                        [&](int64_t begin, int64_t end) { FASTPOSE_SIMD_BEST(crop_windows_backward)(job, rows, begin, end); });
       },
       [&](void* stream) {

@@ -12,73 +12,83 @@ template <typename A> class Rows {
     for (int64_t i = 0; i < rows * pitch_; ++i) memory_.data[i] = A(0);
   }
   A* operator[](int64_t y) const { return memory_.data + y % rows_ * pitch_ + margin_; }
+  int64_t pitch() const { return pitch_; }
 
  private:
-  int64_t rows_, pitch_, margin_;
+  const int64_t rows_, pitch_, margin_;
   Scratch<A> memory_;
 };
 
-// Weighted sums over the window of rows that are filled one after the other.
-template <typename A> class Window {
+// Weighted sums over the window of rows that are filled one after the other. Sums over a box have one weight, and it comes last.
+template <typename A, bool kBox> class Window {
  public:
   Window(const LocalContrast& job, bool mirrored)
-      : half(job.size / 2), rows(job.size, job.width, 0), job_(job), down_(1, job.width, half) {
+      : rows(job.size, job.width, 0), height_(job.height), width_(job.width), half_(job.size / 2), down_(1, job.width, half_) {
     for (int64_t d = 0; d < job.size; ++d) weights_[d] = A(job.weights[mirrored ? job.size - 1 - d : d]);
   }
 
-  const int64_t half;
   const Rows<A> rows;
 
   // The sum around row y: f(x, sum) for x = 0, kLanes, ...
   template <typename F> void sum(int64_t y, F&& f) const {
-    const int64_t first = y < half ? -y : -half, last = y + half < job_.height ? half : job_.height - 1 - y;
-    const A* row[kMaxWindow];
-    for (int64_t d = first; d <= last; ++d) row[d - first] = rows[y + d];
-    A* down = down_[0];
-    for (int64_t x = 0; x < job_.width; x += kLanes) {
+    const int64_t first = y < half_ ? y : half_, last = y + half_ < height_ ? half_ : height_ - 1 - y, count = first + last + 1;
+    const A *row[kMaxWindow], *weights = weights_ + half_ - first;
+    for (int64_t i = 0; i < count; ++i) row[i] = rows[y - first + i];
+    A* const down = down_[0];
+    for (int64_t x = 0; x < width_; x += kLanes) {
       Vec<A> v{};
-      for (int64_t d = first; d <= last; ++d) v += weights_[half + d] * load(row[d - first] + x);
-      if (x + kLanes > job_.width) v = iota<A>() < A(job_.width - x) ? v : Vec<A>{};
+      for (int64_t i = 0; i < count; ++i) add(weights[i], load(row[i] + x), v);
+      if (x + kLanes > width_) v = iota<A>() < A(width_ - x) ? v : Vec<A>{};
       store(v, down + x);
     }
-    for (int64_t x = 0; x < job_.width; x += kLanes) {
+    const A scale = weights_[0] * weights_[0];
+    for (int64_t x = 0; x < width_; x += kLanes) {
+      const A* p = down + x - half_;
       Vec<A> v{};
-      for (int64_t d = 0; d < job_.size; ++d) v += weights_[d] * load(down + x + d - half);
-      f(x, v);
+      for (int64_t i = 0; i <= 2 * half_; ++i) add(weights_[i], load(p + i), v);
+      f(x, kBox ? v * scale : v);
     }
   }
 
  private:
-  const LocalContrast& job_;
+  static void add(A weight, Vec<A> value, Vec<A>& sum) { sum += kBox ? value : weight * value; }
+
+  const int64_t height_, width_, half_;
   A weights_[kMaxWindow];
   const Rows<A> down_;
 };
 
-// The rows of an image, all channels, as far as they are needed: where they lie, or copied where they are not dense numbers of the
-// accumulator's type.
+// A row of an image: channel c begins at data + c channel.
+template <typename A> struct ImageRow {
+  const A* data;
+  int64_t channel, width;
+  Vec<A> at(int64_t c, int64_t x) const { return load_columns(data + c * channel, x, width, 1, A(0)); }
+};
+
+// The rows of images, as far as they are needed: where they lie, or copied where they are not dense numbers of the accumulator's type.
 template <typename T> class Images {
  public:
   using A = Accumulator<T>;
   Images(const LocalContrast& job, const Maps& maps)
-      : job_(job), maps_(maps), direct_(std::is_same_v<T, A> && maps.column == 1), copies_(direct_ ? 0 : job.size * job.channels, job.width, 0) {}
+      : job_(job), maps_(maps), direct_(std::is_same_v<T, A> && maps.column == 1),
+        copies_(direct_ ? 1 : job.size * job.channels + 1, job.width, 0) {}  // one more, as there may be no channels
 
   void start(int64_t b) { b_ = b; }
   void read(int64_t y) const {
     if (direct_) return;
     for (int64_t c = 0; c < job_.channels; ++c) {
       const T* row = maps_.plane<const T>(b_, c) + y * maps_.row;
-      for (int64_t x = 0; x < job_.width; x += kLanes) store(load_columns(row, x, job_.width, maps_.column, A(0)), copy(y, c) + x);
+      A* copy = copies_[y % job_.size * job_.channels + c];
+      for (int64_t x = 0; x < job_.width; x += kLanes) store(load_columns(row, x, job_.width, maps_.column, A(0)), copy + x);
     }
   }
-  Vec<A> at(int64_t y, int64_t c, int64_t x) const {
+  ImageRow<A> row(int64_t y) const {
     if constexpr (std::is_same_v<T, A>)
-      if (direct_) return load_columns(maps_.plane<const T>(b_, c) + y * maps_.row, x, job_.width, 1, A(0));
-    return load(copy(y, c) + x);
+      if (direct_) return {maps_.plane<const T>(b_, 0) + y * maps_.row, maps_.joint, job_.width};
+    return {copies_[y % job_.size * job_.channels], copies_.pitch(), copies_.pitch()};
   }
 
  private:
-  A* copy(int64_t y, int64_t c) const { return copies_[y % job_.size * job_.channels + c]; }
-
   const LocalContrast& job_;
   const Maps maps_;
   const bool direct_;
@@ -118,15 +128,15 @@ static void down_the_rows(const LocalContrast& job, int64_t begin, int64_t end, 
   }
 }
 
-template <typename T> static void store_result(const LocalContrast& job, Vec<Accumulator<T>> v, int64_t b, int64_t c, int64_t y, int64_t x) {
-  store_columns(v, job.result.plane<T>(b, c) + y * job.result.row, x, job.width, job.result.column);
+template <typename T> static T* result_row(const LocalContrast& job, int64_t b, int64_t y) {
+  return job.result.plane<T>(b, 0) + y * job.result.row;
 }
 
 template <typename A> static A* saved_row(const LocalContrast& job, void* saved, int64_t b, int64_t y) {
   return static_cast<A*>(saved) + (b * job.height + y) * job.width;
 }
 
-template <typename T> class Forward {
+template <typename T, bool kBox> class Forward {
  public:
   using A = Accumulator<T>;
   explicit Forward(const LocalContrast& job)
@@ -135,39 +145,47 @@ template <typename T> class Forward {
 
   void band(int64_t b, int64_t begin, int64_t end) {
     images_.start(b);
-    const A part = A(1) / A(job_.channels);
+    const int64_t width = job_.width, channels = job_.channels;
+    const A part = A(1) / A(channels);
     auto sum_channels = [&](int64_t y) {
       images_.read(y);
+      const ImageRow<A> row = images_.row(y);
       A* sums = sums_.rows[y];
-      for (int64_t x = 0; x < job_.width; x += kLanes) {
+      for (int64_t x = 0; x < width; x += kLanes) {
         Vec<A> sum{};
-        for (int64_t c = 0; c < job_.channels; ++c) sum += images_.at(y, c, x);
+        for (int64_t c = 0; c < channels; ++c) sum += row.at(c, x);
         store(sum * part, sums + x);
       }
     };
     auto subtract = [&](int64_t y) {
+      const ImageRow<A> row = images_.row(y);
+      const A inverse = rows_.inverse(y);
       A *means = means_[y], *squares = squares_.rows[y];
       sums_.sum(y, [&](int64_t x, Vec<A> sum) {
-        const Vec<A> mean = sum * (columns_.inverses(x) * rows_.inverse(y));
+        const Vec<A> mean = sum * (columns_.inverses(x) * inverse);
         store(mean, means + x);
         Vec<A> square{};
-        for (int64_t c = 0; c < job_.channels; ++c) {
-          const Vec<A> v = images_.at(y, c, x) - mean;
+        for (int64_t c = 0; c < channels; ++c) {
+          const Vec<A> v = row.at(c, x) - mean;
           square += v * v;
         }
         store(square * part, squares + x);
       });
     };
     auto divide = [&](int64_t y) {
-      const A *means = means_[y], threshold = A(job_.threshold);
+      const ImageRow<A> row = images_.row(y);
+      const A *means = means_[y], threshold = A(job_.threshold), down = rows_.inverse(y);
+      const bool even = job_.even;
+      T* out = result_row<T>(job_, b, y);
       squares_.sum(y, [&](int64_t x, Vec<A> sum) {
-        const Vec<A> inverse = columns_.inverses(x) * rows_.inverse(y), mean = load(means + x);
-        const Vec<A> root = sqrt(sum * (job_.even ? inverse : inverse * inverse));
+        const Vec<A> inverse = columns_.inverses(x) * down, mean = load(means + x);
+        const Vec<A> root = sqrt(sum * (even ? inverse : inverse * inverse));
         const Vec<A> deviation = root > threshold ? root : splat(threshold), scale = A(1) / deviation;
-        for (int64_t c = 0; c < job_.channels; ++c) store_result<T>(job_, (images_.at(y, c, x) - mean) * scale, b, c, y, x);
+        for (int64_t c = 0; c < channels; ++c)
+          store_columns((row.at(c, x) - mean) * scale, out + c * job_.result.joint, x, width, job_.result.column);
         if (!job_.mean) return;
-        store_columns(mean, saved_row<A>(job_, job_.mean, b, y), x, job_.width, 1);
-        store_columns(deviation, saved_row<A>(job_, job_.deviation, b, y), x, job_.width, 1);
+        store_columns(mean, saved_row<A>(job_, job_.mean, b, y), x, width, 1);
+        store_columns(deviation, saved_row<A>(job_, job_.deviation, b, y), x, width, 1);
       });
     };
     down_the_rows(job_, begin, end, sum_channels, subtract, divide);
@@ -176,12 +194,12 @@ template <typename T> class Forward {
  private:
   const LocalContrast& job_;
   Images<T> images_;
-  const Window<A> sums_, squares_;
+  const Window<A, kBox> sums_, squares_;
   const Rows<A> means_;
   const Shares<A> columns_, rows_;
 };
 
-template <typename T> class Backward {
+template <typename T, bool kBox> class Backward {
  public:
   using A = Accumulator<T>;
   explicit Backward(const LocalContrast& job)
@@ -191,74 +209,98 @@ template <typename T> class Backward {
   void band(int64_t b, int64_t begin, int64_t end) {
     images_.start(b);
     gradients_.start(b);
-    const A part = A(1) / A(job_.channels);
-    auto saved = [&](void* maps, int64_t y, int64_t x) {
-      return load_columns(saved_row<const A>(job_, maps, b, y), x, job_.width, 1, A(1));
-    };
+    const int64_t width = job_.width, channels = job_.channels;
+    const A part = A(1) / A(channels);
     auto slopes_of_variances = [&](int64_t y) {
       images_.read(y);
       gradients_.read(y);
+      const auto [row, gradient, means, deviations] = read_rows(b, y);
+      const A down = rows_.inverse(y), threshold = A(job_.threshold);
+      const bool even = job_.even;
       A* slopes = slopes_.rows[y];
-      for (int64_t x = 0; x < job_.width; x += kLanes) {
-        const Vec<A> mean = saved(job_.mean, y, x), deviation = saved(job_.deviation, y, x);
+      for (int64_t x = 0; x < width; x += kLanes) {
+        const Vec<A> mean = means.at(0, x), deviation = deviations.at(0, x);
         Vec<A> sum{};
-        for (int64_t c = 0; c < job_.channels; ++c) sum += gradients_.at(y, c, x) * (images_.at(y, c, x) - mean);
-        const Vec<A> inverse = columns_.inverses(x) * rows_.inverse(y), scale = A(1) / deviation;
-        const Vec<A> slope = sum * A(-0.5) * (job_.even ? inverse : inverse * inverse) * scale * scale * scale;
-        store(deviation > A(job_.threshold) ? slope : Vec<A>{}, slopes + x);
+        for (int64_t c = 0; c < channels; ++c) sum += gradient.at(c, x) * (row.at(c, x) - mean);
+        const Vec<A> inverse = columns_.inverses(x) * down, scale = A(1) / deviation;
+        const Vec<A> slope = sum * A(-0.5) * (even ? inverse : inverse * inverse) * scale * scale * scale;
+        store(deviation > threshold ? slope : Vec<A>{}, slopes + x);
       }
     };
     auto sum_channels = [&](int64_t y) {
+      const auto [row, gradient, means, deviations] = read_rows(b, y);
+      const A down = rows_.inverse(y);
       A *terms = terms_[y], *sums = sums_.rows[y];
       slopes_.sum(y, [&](int64_t x, Vec<A> slope) {
-        const Vec<A> term = slope * (A(2) * part), mean = saved(job_.mean, y, x);
+        const Vec<A> term = slope * (A(2) * part), mean = means.at(0, x);
         store(term, terms + x);
-        Vec<A> gradient{}, value{};
-        for (int64_t c = 0; c < job_.channels; ++c) {
-          gradient += gradients_.at(y, c, x);
-          value += images_.at(y, c, x) - mean;
+        Vec<A> all{}, value{};
+        for (int64_t c = 0; c < channels; ++c) {
+          all += gradient.at(c, x);
+          value += row.at(c, x) - mean;
         }
-        const Vec<A> sum = gradient / saved(job_.deviation, y, x) + term * value;
-        store(sum * part * (columns_.inverses(x) * rows_.inverse(y)), sums + x);
+        const Vec<A> sum = all / deviations.at(0, x) + term * value;
+        store(sum * part * (columns_.inverses(x) * down), sums + x);
       });
     };
     auto finish = [&](int64_t y) {
+      const auto [row, gradient, means, deviations] = read_rows(b, y);
       const A* terms = terms_[y];
+      T* out = result_row<T>(job_, b, y);
       sums_.sum(y, [&](int64_t x, Vec<A> sum) {
-        const Vec<A> term = load(terms + x), mean = saved(job_.mean, y, x), scale = A(1) / saved(job_.deviation, y, x);
-        for (int64_t c = 0; c < job_.channels; ++c)
-          store_result<T>(job_, gradients_.at(y, c, x) * scale + term * (images_.at(y, c, x) - mean) - sum, b, c, y, x);
+        const Vec<A> term = load(terms + x), mean = means.at(0, x), scale = A(1) / deviations.at(0, x);
+        for (int64_t c = 0; c < channels; ++c)
+          store_columns(gradient.at(c, x) * scale + term * (row.at(c, x) - mean) - sum, out + c * job_.result.joint, x, width,
+                        job_.result.column);
       });
     };
     down_the_rows(job_, begin, end, slopes_of_variances, sum_channels, finish);
   }
 
  private:
+  struct InputRows {
+    ImageRow<A> image, gradient, mean, deviation;
+  };
+  InputRows read_rows(int64_t b, int64_t y) const {
+    auto saved = [&](void* maps) { return ImageRow<A>{saved_row<A>(job_, maps, b, y), 0, job_.width}; };
+    return {images_.row(y), gradients_.row(y), saved(job_.mean), saved(job_.deviation)};
+  }
+
   const LocalContrast& job_;
   Images<T> images_, gradients_;
-  const Window<A> slopes_, sums_;
+  const Window<A, kBox> slopes_, sums_;
   const Rows<A> terms_;
   const Shares<A> columns_, rows_;
 };
 
-template <template <typename> typename Pass>
-static void bands(const LocalContrast& job, int64_t band_rows, int64_t begin, int64_t end) {
+template <typename Pass> static void bands(const LocalContrast& job, int64_t band_rows, int64_t begin, int64_t end) {
   const int64_t bands = (job.height + band_rows - 1) / band_rows;
-  for_dtype(job.dtype, [&]<typename T>(Type<T>) {
-    Pass<T> pass(job);
-    for (int64_t band = begin; band < end; ++band) {
-      const int64_t first = band % bands * band_rows, last = first + band_rows;
-      pass.band(band / bands, first, last < job.height ? last : job.height);
-    }
-  });
+  Pass pass(job);
+  for (int64_t band = begin; band < end; ++band) {
+    const int64_t first = band % bands * band_rows, last = first + band_rows;
+    pass.band(band / bands, first, last < job.height ? last : job.height);
+  }
+}
+
+// Whether all weights are alike, as they are by default: then the sums need additions only.
+static bool is_box(const LocalContrast& job) {
+  for (int64_t i = 1; i < job.size; ++i)
+    if (job.weights[i] != job.weights[0]) return false;
+  return true;
 }
 
 void local_contrast_normalization(const LocalContrast& job, int64_t band_rows, int64_t begin, int64_t end) {
-  bands<Forward>(job, band_rows, begin, end);
+  for_dtype(job.dtype, [&]<typename T>(Type<T>) {
+    if (is_box(job)) bands<Forward<T, true>>(job, band_rows, begin, end);
+    else bands<Forward<T, false>>(job, band_rows, begin, end);
+  });
 }
 
 void local_contrast_normalization_backward(const LocalContrast& job, int64_t band_rows, int64_t begin, int64_t end) {
-  bands<Backward>(job, band_rows, begin, end);
+  for_dtype(job.dtype, [&]<typename T>(Type<T>) {
+    if (is_box(job)) bands<Backward<T, true>>(job, band_rows, begin, end);
+    else bands<Backward<T, false>>(job, band_rows, begin, end);
+  });
 }
 
 }  // namespace fastpose::FASTPOSE_SIMD

@@ -132,6 +132,18 @@ template <typename T> static inline Vec<Accumulator<T>> load(const T* p) {
   }
 }
 
+static inline Vec<int32_t> load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<int32_t>>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<int32_t>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<uint8_t> bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec<int32_t>);
+#endif
+}
+
 template <typename T> static inline void store(Vec<Accumulator<T>> v, T* p) {
   using A = Accumulator<T>;
   if constexpr (std::is_same_v<T, A>) {
@@ -169,22 +181,37 @@ static inline void store_columns(Vec<Accumulator<T>> v, T* row, int64_t x, int64
   for (int i = 0; i < kLanes && x + i < width; ++i) narrow(Accumulator<T>(v[i]), row + (x + i) * stride);
 }
 
-// p[place[0]], p[place[1]], ...
-static inline Vec<float> gather(const float* p, Mask<float> place) {
-#if defined(__AVX512F__)
-  return bit_cast<Vec<float>>(_mm512_i32gather_ps(bit_cast<__m512i>(place), p, 4));
-#elif defined(__AVX2__)
-  return bit_cast<Vec<float>>(_mm256_i32gather_ps(p, bit_cast<__m256i>(place), 4));
-#else
-  Vec<float> v;
-  for (int i = 0; i < kLanes; ++i) v[i] = p[place[i]];
+// Of the lanes of a and then b, those with these numbers.
+template <typename V, typename Lane> static inline V shuffle(V a, V b, Lane lane) {
+#ifdef __clang__  // whose own builtin takes constants alone
+  V v;
+  for (int i = 0; i < kLanes; ++i) v[i] = lane[i] < kLanes ? a[lane[i]] : b[lane[i] - kLanes];
   return v;
+#else
+  return __builtin_shuffle(a, b, lane);
 #endif
 }
-static inline Vec<double> gather(const double* p, Mask<double> place) {
-  Vec<double> v;
-  for (int i = 0; i < kLanes; ++i) v[i] = p[place[i]];
-  return v;
+
+// kLanes rows of kLanes columns become columns of rows: in each stage pairs of rows exchange halves, quarters, ...
+template <int kStep, typename V> static inline void exchange(V (&rows)[kLanes]) {
+  using Lane = Vec<std::conditional_t<sizeof(V) / kLanes == 8, int64_t, int32_t>>;
+  Lane low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i & kStep ? kLanes + i - kStep : i;
+    high[i] = i & kStep ? kLanes + i : i + kStep;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kStep) continue;
+    const V a = rows[i], b = rows[i + kStep];
+    rows[i] = shuffle(a, b, low);
+    rows[i + kStep] = shuffle(a, b, high);
+  }
+}
+template <typename V> static inline void transpose(V (&rows)[kLanes]) {
+  if constexpr (kLanes == 16) exchange<8>(rows);
+  if constexpr (kLanes >= 8) exchange<4>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
 }
 
 // ---- exp ----------------------------------------------------------------------------------------------------------

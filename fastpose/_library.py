@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -122,6 +123,34 @@ def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
         if same_machine_code or newer_by_ptx:
             return True
     return False
+
+
+def why_no_triton(device: torch.device) -> str:
+    """What is in the way of Triton kernels on a GPU; nothing, if they run, or while a graph is compiled, which needs Triton."""
+    if torch.compiler.is_compiling():
+        return ""
+    return _why_no_triton(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _why_no_triton(index: int) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    major, minor = torch.cuda.get_device_capability(index)
+    return (
+        "" if major >= 8 else f"cuda:{index} is a GPU of architecture sm_{major}{minor}, Triton kernels are for sm_80 and newer"
+    )
+
+
+def require_triton(device: torch.device) -> None:
+    """Raises NotBuiltError if an op that is Triton kernels on GPUs, and PyTorch on CPUs, cannot run on ``device``."""
+    if device.type in ("cpu", "meta"):
+        return
+    reason = f"they are on {device}, allowed are cpu and cuda"
+    if device.type == "cuda":
+        reason = why_no_triton(device)
+    if reason:
+        raise NotBuiltError(f"fastpose has no kernels for the tensors: {reason}; {_REFERENCE_HINT.removeprefix('or ')}")
 
 
 def define(

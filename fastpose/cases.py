@@ -498,7 +498,7 @@ CASES = (
         _gaussian_conv2d,
         {
             "plain": {},
-            "nearest": {"kernel": (2, 5), "stride": 3, "rounding": "nearest", "joint_sigmas": True},
+            "nearest": {"kernel": (4, 5), "stride": 3, "rounding": "nearest", "joint_sigmas": True},
             "ief": {**_DRAWING["ief"], "kernel": (7, 7), "stride": 2, "padding": 3},
         },
         forward_passes=2,

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpose.benchmarking import blocks, networks, ops, runner, tune
+from fastpose.benchmarking import architecture_ops, blocks, networks, ops, preparing, runner, tune
+from fastpose.benchmarking.architecture_ops import pose_convolution
 from fastpose.benchmarking.preparing import prepare
 from fastpose.benchmarking.results import ResultFile, read_results
 from fastpose.benchmarking.runner import planned, run, thread_counts
@@ -327,10 +328,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_providers_of_the_ops_agree(dtype: str) -> None:
+def test_providers_of_the_ops_agree(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A convolution in bfloat16 takes seconds on some CPUs.
+    monkeypatch.setattr(pose_convolution, "SIZE", 56)
+    monkeypatch.setattr(preparing, "cpu_round", lambda call: call)
     titles = check(ops.workloads(Settings(batches=(1,), dtypes=(dtype,))))
     assert titles[0] == f"render 1×16×64×64 {dtype}"
-    assert len(titles) == len(ops.OPS)
+    assert len(titles) == len(ops.OPS) + len(architecture_ops.JOBS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -385,7 +389,7 @@ def test_a_network_is_compiled_for_inference_where_that_exists(
         asked.append(tuple(example.shape))
         return lambda images: model(images)[-1]  # the final prediction alone
 
-    monkeypatch.setattr(networks.fastpose, "compile_for_inference", compile_for_inference, raising=False)
+    monkeypatch.setattr(networks, "compile_for_inference", compile_for_inference)
     inference = small_networks[0]
     assert prepare(inference, [OURS], lambda what: None).errors == {}
     assert asked == [(2, 3, 128, 128)]
@@ -409,6 +413,23 @@ def test_work_is_counted() -> None:
     assert block["inference"].bytes_moved == 2 * maps + 4 * weights
     network = [w for w in networks.workloads(Settings(batches=(1,))) if w.name == "hourglass-8 inference"]
     assert network[0].flops() == pytest.approx(54.9e9, rel=1e-3)
+
+
+def test_bytes_of_the_architectures_ops() -> None:
+    """Images in uint8, windows in the dtype; the copy beside a job moves as many bytes, reading and writing half of them each."""
+    found = {w.name: w for w in architecture_ops.workloads(Settings(batches=(2,), dtypes=("bfloat16",)))}
+    assert found["crop images"].bytes_moved == 2 * 3 * (480 * 640 + 14 * 220 * 220 * 2)
+    assert found["distance transform forward"].bytes_moved == 2 * 14 * 64 * 64 * (2 + 2 + 4)
+    for job in found.values():
+        make_pair = job.providers["copy"].make_inputs
+        assert make_pair is not None
+        assert sum(tensor.nbytes for tensor in make_pair(0)) == job.bytes_moved
+
+
+def test_what_reads_tensors_back_is_left_out_on_a_gpu() -> None:
+    names = {name for job in architecture_ops.JOBS for name in job.workload(1, torch.float32, "cuda").providers}
+    assert {"eager matrices", "eager shifts", "compile grid_sample"} <= names
+    assert names.isdisjoint({"eager interpolate", "scipy dilation", "clone"})
 
 
 def test_maps_have_one_maximum_in_every_dtype() -> None:

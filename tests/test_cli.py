@@ -91,6 +91,8 @@ def test_info_shows_build_devices_and_kernels() -> None:
     assert rows["torch"] == torch.__version__
     assert rows["simd_level"] == fastpose.build_info()["simd_level"]
     assert {case.name: rows[case.name] for case in CASES} == dict.fromkeys([case.name for case in CASES], "fused")
+    assert (rows["residual, inference"], rows["residual, training"]) == ("folded", "plain")
+    assert "cpu: residual, training is plain: there are kernels for cuda, not for cpu" in output
 
 
 def test_info_says_why_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,7 @@ def test_info_says_why_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None
     result = run("info")
     assert result.exit_code == 0
     assert "fused │" not in result.output
-    (reason,) = (line for line in result.output.splitlines() if line.startswith("cpu: "))
+    (reason,) = (line for line in result.output.splitlines() if line.startswith("cpu: ") and "residual" not in line)
     assert "no such module" in reason
     assert "pip install --no-build-isolation" in reason
 

@@ -23,7 +23,7 @@ TEMPERATURE = 1.0
 BLUR = 11  # side of DARK's blur kernel
 BLUR_SIGMA = 2.0
 
-_LIBRARIES = ("kornia", "dsntnn", "numpy")
+_LIBRARIES = ("kornia", "dsntnn", "torchvision", "numpy", "scipy")
 # kornia scales a Gaussian to sum to 1 over the map. Brought back to a peak of 1, a keypoint 8 pixels, 4 sigma, from a border is
 # high by the mass beyond it, 3.2e-5 at each of two borders; what lies at the border itself is not compared.
 _KORNIA_SLACK, _KORNIA_BORDER = 1e-4, 16
@@ -40,10 +40,10 @@ def _compiled(function: Function) -> Provider:
 
 
 def runnable(baselines: Baselines, device: str) -> Baselines:
-    """Leaves out what cannot run here: a library that is not installed, NumPy loops for a GPU."""
+    """Leaves out what cannot run here: a library that is not installed, NumPy and SciPy for a GPU."""
     missing = {library for library in _LIBRARIES if importlib.util.find_spec(library) is None}
     if device == "cuda":
-        missing.add("numpy")
+        missing |= {"numpy", "scipy"}
     return {name: provider for name, provider in baselines.items() if missing.isdisjoint(name.replace(",", "").split())}
 
 

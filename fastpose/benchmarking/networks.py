@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import fastpose
-from fastpose import ops
+from fastpose import compile_for_inference, ops
 from fastpose.benchmarking import baselines, modules
 from fastpose.benchmarking.modules import Form
 from fastpose.benchmarking.settings import Settings
@@ -26,7 +24,6 @@ BATCHES = {"cpu": (1, 4), "cuda": (32, 1, 8, 128)}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 _TERMS = 9 * 128  # in a convolution; in the gradient of the first one's weights as many as pixels
 CPU_STACKS_AND_IMAGES = 8  # what takes longer than so many stacks times images is left out
-_FINAL_ONLY = {"last_only": True} if "last_only" in inspect.signature(StackedHourglass.forward).parameters else {}
 CHECKED_IMAGES = 2  # of an inference, in which images do not depend on each other
 _TRAFFIC = 20 * 256 * (SIZE // STRIDE) ** 2  # elements that one stack writes of one image: about 20 maps of 256 channels
 
@@ -58,15 +55,12 @@ def _inference(stacks: int, batch: int, dtype: torch.dtype, settings: Settings) 
 
     def make(dtype: torch.dtype = dtype) -> Form:
         network = copied(dtype)
-        return Form(lambda images: network(images, **_FINAL_ONLY), list(network.parameters()))
+        return Form(lambda images: network(images, last_only=True), list(network.parameters()))
 
     def fused() -> Function:
-        compile_for_inference = getattr(fastpose, "compile_for_inference", None)
-        if compile_for_inference is None:
-            return modules.inference(make())
-        return compile_for_inference(copied(), *_images(batch, dtype, device, 0), **_FINAL_ONLY)
+        return compile_for_inference(copied(), *_images(batch, dtype, device, 0), last_only=True)
 
-    own_graph = device == "cuda" and hasattr(fastpose, "compile_for_inference")
+    own_graph = device == "cuda"
     outputs = stacks * batch * JOINTS * (SIZE // STRIDE) ** 2
     return Workload(
         suite="networks",

@@ -1,4 +1,4 @@
-"""Suite ``ops``: each fused op on maps of 16 joints, 64×64, against the best plain forms and a copy of the same size."""
+"""Suite ``ops``: each fused op on heatmaps, of 16 joints, 64×64, against the best plain forms and a copy of the same size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fastpose import ops
-from fastpose.benchmarking import baselines
+from fastpose.benchmarking import architecture_ops, baselines
 from fastpose.benchmarking.settings import Settings
 from fastpose.benchmarking.workload import OURS, Function, Inputs, Provider, Workload
 from fastpose.cases import CASES
@@ -72,10 +72,11 @@ class Op:
 
 
 def workloads(settings: Settings) -> Iterator[Workload]:
-    """Every op on every batch size and dtype, the sizes that matter most first."""
+    """Every op on every batch size and dtype, the sizes that matter most first; then those of the architectures."""
     for batch, dtype in _sizes(settings):
         for op in OPS:
             yield op.workload(batch, dtype, settings.device)
+    yield from architecture_ops.workloads(settings)
 
 
 def _sizes(settings: Settings) -> Iterator[tuple[int, torch.dtype]]:

@@ -11,8 +11,15 @@ from fastpose.benchmarking.workload import Workload
 
 SUITES = ("ceilings", "ops", "blocks", "networks")
 DTYPES = ("float32", "bfloat16", "float16")
-KINDS = ("eager", "compile", "max-autotune", "kornia", "dsntnn", "numpy")
-QUICK_KINDS = ("eager", "kornia", "dsntnn", "numpy")  # torch.compile alone would take longer than all the rest
+KINDS = ("eager", "compile", "max-autotune", "kornia", "dsntnn", "torchvision", "numpy", "scipy")
+QUICK_KINDS = (
+    "eager",
+    "kornia",
+    "dsntnn",
+    "torchvision",
+    "numpy",
+    "scipy",
+)  # torch.compile alone would take longer than all the rest
 
 HELP = {
     "suites": f"What to measure: {', '.join(SUITES)}; everything by default.",

@@ -9,9 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastpose import _check
+from fastpose import _check, _streams
+from fastpose._layers import BatchNorm, Convolution, HeadParameters
 from fastpose.models.interface import Configurations, HeatmapModel
+from fastpose.nn._inference import InferencePath, inference_path, why_plain
+from fastpose.nn._unchanged import autocast_dtype
 from fastpose.nn.residual import HourglassResidual
+from fastpose.ops.hourglass_head import run_op as run_head
+from fastpose.ops.hourglass_head import why_not_these_channels
+from fastpose.ops.hourglass_residual import add_upsampled_
 
 Stem = Literal["torch7", "pytorch_pose"]
 Initialization = Literal["pytorch", "torch7"]
@@ -48,8 +54,28 @@ class HourglassStem(nn.Module):
         if self.image_mean is not None:
             images = images - self.image_mean
         x = functional.relu(self.bn(self.conv(images)), inplace=True)
-        x = functional.max_pool2d(self.residual1(x), kernel_size=2)
-        return self.residual3(self.residual2(x))
+        return self.residual3(_residual(self.residual2, self.residual1(x), pool=True))
+
+
+class Residuals(nn.Sequential):
+    """Residual blocks in a row."""
+
+    def __init__(self, features: int, modules: int) -> None:
+        super().__init__(*(HourglassResidual(features, features) for _ in range(modules)))
+
+    def forward(self, x: torch.Tensor, *, pool: bool = False, low: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the first block to x (B, features, H, W), with ``pool`` max-pooled; add ``low``, upsampled, behind the last."""
+        for index, block in enumerate(self, 1):
+            x = _residual(block, x, pool=pool and index == 1, low=low if index == len(self) else None)
+        return x
+
+
+def _residual(block: nn.Module, x: torch.Tensor, *, pool: bool = False, low: torch.Tensor | None = None) -> torch.Tensor:
+    """A residual block between pooling and upsampling, which are parts of it if it is ours."""
+    if isinstance(block, HourglassResidual):
+        return block(x, pool=pool, low=low)
+    y = block(functional.max_pool2d(x, kernel_size=2) if pool else x)
+    return y if low is None else y + functional.interpolate(low, scale_factor=2, mode="nearest")
 
 
 class Hourglass(nn.Module):
@@ -63,15 +89,22 @@ class Hourglass(nn.Module):
 
     def __init__(self, depth: int, features: int, modules: int) -> None:
         super().__init__()
-        self.up1 = _residuals(features, modules)
-        self.low1 = _residuals(features, modules)
-        self.low2 = Hourglass(depth - 1, features, modules) if depth > 1 else _residuals(features, modules)
-        self.low3 = _residuals(features, modules)
+        self.up1 = Residuals(features, modules)
+        self.low1 = Residuals(features, modules)
+        self.low2 = Hourglass(depth - 1, features, modules) if depth > 1 else Residuals(features, modules)
+        self.low3 = Residuals(features, modules)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (B, features, H, W) to features of the same shape."""
-        low = self.low3(self.low2(self.low1(functional.max_pool2d(x, kernel_size=2))))
-        return self.up1(x) + functional.interpolate(low, scale_factor=2, mode="nearest")
+        branches = None if self.training else _streams.branches()
+        if branches is None:
+            return self.up1(x, low=self._lower(x))
+        y, low = branches.beside(lambda: self.up1(x), lambda: self._lower(x))
+        add_upsampled_(y, low)
+        return y
+
+    def _lower(self, x: torch.Tensor) -> torch.Tensor:
+        return self.low3(self.low2(self.low1(x, pool=True)))
 
 
 class HourglassStack(nn.Module):
@@ -80,15 +113,56 @@ class HourglassStack(nn.Module):
     def __init__(self, num_joints: int, features: int, depth: int, modules: int) -> None:
         super().__init__()
         self.hourglass = Hourglass(depth, features, modules)
-        self.residuals = _residuals(features, modules)
+        self.residuals = Residuals(features, modules)
         self.conv = nn.Conv2d(features, features, kernel_size=1)
         self.bn = nn.BatchNorm2d(features)
         self.head = nn.Conv2d(features, num_joints, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map features (B, features, H, W) to features of the same shape and heatmaps (B, K, H, W)."""
-        x = functional.relu(self.bn(self.conv(self.residuals(self.hourglass(x)))), inplace=True)
-        return x, self.head(x)
+    def forward(
+        self, x: torch.Tensor, merge: HourglassMerge | None, *, heatmaps: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """From an input (B, features, H, W) to heatmaps and the input of the next stack.
+
+        Args:
+            x: the input.
+            merge: makes the next input; None behind the last stack.
+            heatmaps: whether they are wanted, besides what the next stack needs of them.
+
+        Returns:
+            Heatmaps (B, K, H, W) and features (B, features, H, W), None where not wanted.
+        """
+        y = self.residuals(self.hourglass(x))
+        if not self.training and x.shape == y.shape and x.dtype == y.dtype and not why_plain(*self._head(y, merge)):
+            maps, merged = run_head(y, self.layer_parameters(merge, autocast_dtype(y)), x if merge else None, heatmaps)
+            return maps if heatmaps else None, merged if merge else None
+        y = functional.relu(self.bn(self.conv(y)), inplace=True)
+        maps = self.head(y)
+        return maps if heatmaps else None, merge(x, y, maps) if merge else None
+
+    def inference_path(self, y: torch.Tensor, merge: HourglassMerge | None) -> InferencePath:
+        """Which way the head goes in evaluation for what the residuals return, (B, features, H, W), and why.
+
+        As of `HourglassResidual.inference_path`. On a GPU the features must be a multiple of 16, at most 256.
+        """
+        return inference_path(*self._head(y, merge))
+
+    def _head(self, y: torch.Tensor, merge: HourglassMerge | None) -> tuple[Any, ...]:
+        layers: dict[str, nn.Module] = {"conv": self.conv, "bn": self.bn, "head": self.head}
+        if merge and (merge._forward_hooks or merge._forward_pre_hooks):
+            layers["merge"] = merge
+        elif merge:
+            layers |= {"from_features": merge.from_features, "from_heatmaps": merge.from_heatmaps}
+        return self, layers, y, lambda: why_not_these_channels(self.conv.in_channels, self.conv.out_channels)
+
+    def layer_parameters(self, merge: HourglassMerge | None, dtype: torch.dtype | None = None) -> HeadParameters:
+        """Of the layers, as they are now; the convolutions' weights in another dtype if one is given."""
+        back = (merge.from_features, merge.from_heatmaps) if merge else ()
+        return HeadParameters(
+            Convolution.of(self.conv, dtype),
+            BatchNorm.of(self.bn),
+            Convolution.of(self.head, dtype),
+            *(Convolution.of(layer, dtype) for layer in back),
+        )
 
 
 class HourglassMerge(nn.Module):
@@ -174,14 +248,16 @@ class StackedHourglass(HeatmapModel):
                 if isinstance(module, nn.BatchNorm2d):
                     nn.init.uniform_(module.weight)
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, *, last_only: bool = False) -> list[torch.Tensor]:
         """Predict heatmaps.
 
         Args:
             images: RGB in [0, 1], (B, 3, H, W), H and W multiples of 4·2^depth; the paper takes 256×256.
+            last_only: whether only the last stack's heatmaps are wanted, which saves time in evaluation.
 
         Returns:
-            One tensor (B, K, H/4, W/4) of heatmaps for each stack, the last being the final prediction.
+            One tensor (B, K, H/4, W/4) of heatmaps for each stack, the last being the final prediction; with ``last_only`` a list
+            of that one.
 
         Raises:
             ValueError: if ``images`` does not have that shape.
@@ -195,14 +271,8 @@ class StackedHourglass(HeatmapModel):
                 f"{_STEM_STRIDE} and {self.options['depth']} poolings, got {height}×{width}"
             )
         x = self.stem(images)
-        features, heatmaps = self.stacks[0](x)
-        predictions = [heatmaps]
-        for merge, stack in zip(self.merges, self.stacks[1:], strict=True):
-            x = merge(x, features, heatmaps)
-            features, heatmaps = stack(x)
+        predictions = []
+        for stack, merge in zip(self.stacks, [*self.merges, None], strict=True):
+            heatmaps, x = stack(x, merge, heatmaps=not last_only or merge is None)
             predictions.append(heatmaps)
-        return predictions
-
-
-def _residuals(features: int, modules: int) -> nn.Sequential:
-    return nn.Sequential(*(HourglassResidual(features, features) for _ in range(modules)))
+        return predictions[-1:] if last_only else predictions

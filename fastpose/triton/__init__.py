@@ -1,0 +1,1 @@
+"""Matmul-bound kernels in Triton. Importing this package does not import Triton: its modules do, at the first launch."""
