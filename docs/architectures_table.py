@@ -1,4 +1,7 @@
-"""Writes the tables and pictures of "On drawn figures" in architectures.md from the folder of runs that its commands leave."""
+"""Writes the tables and pictures of "On drawn figures" in architectures.md from the folder of runs that its commands leave.
+
+Of each run those seeds count that are there; what was not run at all is left out.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +41,21 @@ Scores = dict[str, list[float]]
 def read(runs: Path, name: str, threshold: float) -> Scores:
     """The scores of the runs of a name, over the 14 joints of MPII's total, from what `fastpose evaluate --out` wrote."""
     scores: Scores = {}
-    for seed in SEEDS:
+    for seed in seeds_of(runs, name):
         for stage in json.loads((runs / f"{name}-{seed}" / "scores" / "scores.json").read_text(encoding="utf-8")):
             values = dict(zip(stage["thresholds"], stage["curves"]["total"], strict=True))
             scores.setdefault(stage["name"], []).append(values[threshold])
     return scores
 
 
+def seeds_of(runs: Path, name: str) -> list[int]:
+    """The seeds of which there are scores."""
+    return [seed for seed in SEEDS if (runs / f"{name}-{seed}" / "scores" / "scores.json").is_file()]
+
+
 def spread(values: list[float], sign: str = "") -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{mean(values):{sign}.1f} ± {stdev(values):.1f}"
+    """Mean and, of several, standard deviation over the seeds."""
+    return f"{mean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def gains(before: list[float], after: list[float]) -> list[float]:
@@ -56,8 +64,10 @@ def gains(before: list[float], after: list[float]) -> list[float]:
 
 def stages_table(runs: Path) -> str:
     """PCKh@0.5 of every stage of the five architectures."""
-    lines = ["| PCKh@0.5 (%) | stage 1 | 2 | 3 | 4 | last less first | of the three seeds |", "|---" * 7 + "|"]
+    lines = ["| PCKh@0.5 (%) | stage 1 | 2 | 3 | 4 | last less first | of each seed |", "|---" * 7 + "|"]
     for title in ARCHITECTURES:
+        if not seeds_of(runs, RUNS[title]):
+            continue
         stages = list(read(runs, RUNS[title], NEAR).values())
         cells = [*map(spread, stages), *[""] * (4 - len(stages))]
         gained = gains(stages[0], stages[-1])
@@ -74,6 +84,8 @@ def pooling_table(runs: Path) -> str:
         "|---" * 7 + "|",
     ]
     for pooling, name in POOLINGS.items():
+        if not seeds_of(runs, name):
+            continue
         cells = []
         for threshold in (NEAREST, NEAR):
             coarse, fine = read(runs, name, threshold).values()
@@ -85,10 +97,11 @@ def pooling_table(runs: Path) -> str:
 def path_table(runs: Path) -> str:
     """IEF that learns from the fixed path, and from its own."""
     lines = ["| IEF learns from poses of its path | step 1 | 2 | 3 | 4 |", "|---" * 5 + "|"]
-    stages = {path: read(runs, name, NEAR) for path, name in PATHS.items()}
+    stages = {path: read(runs, name, NEAR) for path, name in PATHS.items() if seeds_of(runs, name)}
     lines += [f"| {path} | {' | '.join(map(spread, steps.values()))} |" for path, steps in stages.items()]
-    fixed, own = (steps.values() for steps in stages.values())
-    lines.append(f"| fixed less own | {' | '.join(spread(gains(b, a), '+') for a, b in zip(fixed, own, strict=True))} |")
+    if len(stages) == len(PATHS):
+        fixed, own = (steps.values() for steps in stages.values())
+        lines.append(f"| fixed less own | {' | '.join(spread(gains(b, a), '+') for a, b in zip(fixed, own, strict=True))} |")
     return "\n".join(lines)
 
 
@@ -96,6 +109,8 @@ def runs_table(runs: Path) -> str:
     """Every run."""
     lines = ["| run | prediction | PCKh@0.5, seeds 0, 1, 2 | PCKh@0.1, seeds 0, 1, 2 |", "|---" * 4 + "|"]
     for title, name in RUNS.items():
+        if not seeds_of(runs, name):
+            continue
         nearest = read(runs, name, NEAREST)
         for stage, values in read(runs, name, NEAR).items():
             cells = [", ".join(f"{value:.1f}" for value in numbers) for numbers in (values, nearest[stage])]
@@ -104,9 +119,11 @@ def runs_table(runs: Path) -> str:
 
 
 def write_pictures(runs: Path) -> None:
-    """The pictures of all stages of seed 0, made small."""
+    """The pictures of all stages of the first seed, made small."""
     for title in ARCHITECTURES:
-        with Image.open(runs / f"{RUNS[title]}-{SEEDS[0]}" / "stages.png") as sheet:
+        if not seeds_of(runs, RUNS[title]):
+            continue
+        with Image.open(runs / f"{RUNS[title]}-{seeds_of(runs, RUNS[title])[0]}" / "stages.png") as sheet:
             size = PICTURE_WIDTH, round(sheet.height * PICTURE_WIDTH / sheet.width)
             small = sheet.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(PICTURE_COLORS)
             small.save(_PAGE.with_name(f"stages_{title.lower()}.png"), optimize=True)
