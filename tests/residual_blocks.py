@@ -72,3 +72,15 @@ def relative_error(tensor: torch.Tensor, exact: torch.Tensor) -> float:
     """Of the whole, in the 2-norm."""
     difference = (tensor.to(exact.device, torch.float64) - exact).norm()
     return (difference / exact.norm().clamp(min=1e-300)).item()
+
+
+def check_not_finite_is_seen(value: float, *, frozen: bool) -> None:
+    """That one ``value``, which is no finite number, spreads as far as with the layers in turn."""
+    block = make_block(16, 16).train(not frozen)
+    x, dy = make_maps(2, 16, 6, 6), make_maps(2, 16, 6, 6, seed=2)
+    x[1, 3, 2, 2] = value
+    ours, theirs = take_step(block, x, dy).tensors(), take_step(block, x, dy, reference=True).tensors()
+    for name, tensor in theirs.items():
+        if name not in ("conv1.bias", "conv2.bias"):
+            assert torch.equal(ours[name].isfinite(), tensor.isfinite()), name
+    assert not ours["y"].isfinite().all()

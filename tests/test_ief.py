@@ -243,6 +243,18 @@ def test_loss_wants_the_bounded_step_from_each_pose() -> None:
     assert model.loss(off[0], labels, visible, poses=path[0]).tolist() == [0]
 
 
+@pytest.mark.parametrize("path", ["fixed", "own"])
+def test_phases_add_steps_unless_all_are_learnt_at_once(path: str) -> None:
+    gradual, at_once = small(steps=3, path=path).eval(), small(steps=3, path=path, consolidation=False).eval()
+    assert gradual.phases == ("step 1", "step 2", "step 3")
+    assert at_once.phases == ("all steps",)
+    labels, view = poses(2, seed=7), View(pictures())
+    losses = [model.objective(phase, view, labels, labels[:, None]) for model in (gradual, at_once) for phase in model.phases]
+    assert [len(loss) for loss in losses] == [1, 2, 3, 3]
+    for loss in losses:
+        torch.testing.assert_close(loss, losses[-1][: len(loss)])
+
+
 def test_steps_start_from_the_median_and_add_up() -> None:
     model = small(steps=3).eval()
     model.fit_seed(poses(9))

@@ -298,11 +298,3 @@ def test_mpii_file_with_splits_is_split(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
         run(tmp_path / "out", data=data)
     assert not (tmp_path / "out").exists()
-
-
-def test_five_real_people_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> None:
-    recipe = get_recipe("hourglass-demo", model_options={"stacks": 2, "features": 32}, batch_size=5, steps=150)
-    data = published_data("mpii", shared_data / "mpii" / "test_mpii.json", shared_data / "mpii" / "images")
-    result = run(tmp_path, recipe, data)
-    assert len(data.train) == 5
-    assert result.final["total"] == 100

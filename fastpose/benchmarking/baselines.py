@@ -29,6 +29,7 @@ _LIBRARIES = ("kornia", "dsntnn", "torchvision", "numpy", "scipy")
 _KORNIA_SLACK, _KORNIA_BORDER = 1e-4, 16
 
 Baselines = dict[str, Provider]
+_Map = np.ndarray[Any, Any]
 
 
 def _eager(function: Function) -> Provider:
@@ -211,7 +212,8 @@ def quarter_torch(heatmaps: torch.Tensor) -> torch.Tensor:
     return _coordinates(x, y, heatmaps) + 0.25 * steps * inside.unsqueeze(-1)
 
 
-def quarter_numpy(heatmaps: torch.Tensor) -> torch.Tensor:
+def _decode_numpy(refine: Callable[[_Map, int, int], _Map], border: int, heatmaps: torch.Tensor) -> torch.Tensor:
+    """As evaluation scripts do it: one joint at a time, refined where its maximum is ``border`` cells or more inside."""
     maps = heatmaps.float().numpy()
     batch, joints, height, width = maps.shape
     index = maps.reshape(batch, joints, -1).argmax(2)
@@ -219,10 +221,13 @@ def quarter_numpy(heatmaps: torch.Tensor) -> torch.Tensor:
     for b in range(batch):
         for k in range(joints):
             x, y = int(out[b, k, 0]), int(out[b, k, 1])
-            if 1 <= x <= width - 2 and 1 <= y <= height - 2:
-                m = maps[b, k]
-                out[b, k] += 0.25 * np.sign([m[y, x + 1] - m[y, x - 1], m[y + 1, x] - m[y - 1, x]])
+            if border <= x < width - border and border <= y < height - border:
+                out[b, k] += refine(maps[b, k], x, y)
     return torch.from_numpy(out)
+
+
+def _quarter_numpy(m: _Map, x: int, y: int) -> _Map:
+    return 0.25 * np.sign([m[y, x + 1] - m[y, x - 1], m[y + 1, x] - m[y - 1, x]])
 
 
 def blur_kernel(dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -259,7 +264,7 @@ def _dark_numpy() -> Function:
     """DARK as data pipelines do it: every map blurred whole by OpenCV."""
     import cv2
 
-    def refine(m: np.ndarray[Any, Any], x: int, y: int) -> np.ndarray[Any, Any]:
+    def refine(m: _Map, x: int, y: int) -> _Map:
         blurred = cv2.GaussianBlur(m, (BLUR, BLUR), BLUR_SIGMA, borderType=cv2.BORDER_CONSTANT)
         m = np.log(np.maximum(blurred, 1e-10))
         gradient = np.array([m[y, x + 1] - m[y, x - 1], m[y + 1, x] - m[y - 1, x]]) / 2
@@ -269,26 +274,14 @@ def _dark_numpy() -> Function:
         hessian = np.array([[dxx, dxy], [dxy, dyy]])
         return np.zeros(2) if np.linalg.det(hessian) == 0 else -np.linalg.solve(hessian, gradient)
 
-    def decode(heatmaps: torch.Tensor) -> torch.Tensor:
-        maps = heatmaps.float().numpy()
-        batch, joints, height, width = maps.shape
-        index = maps.reshape(batch, joints, -1).argmax(2)
-        out = np.stack([index % width, index // width], -1).astype(np.float32)
-        for b in range(batch):
-            for k in range(joints):
-                x, y = int(out[b, k, 0]), int(out[b, k, 1])
-                if 1 < x < width - 2 and 1 < y < height - 2:
-                    out[b, k] += refine(maps[b, k], x, y)
-        return torch.from_numpy(out)
-
-    return decode
+    return partial(_decode_numpy, refine, 2)
 
 
 def quarter_baselines(device: str) -> Baselines:
     baselines = {
         "eager": _eager(quarter_torch),
         "compile": _compiled(quarter_torch),
-        "numpy loop": _eager(quarter_numpy),
+        "numpy loop": _eager(partial(_decode_numpy, _quarter_numpy, 1)),
     }
     return runnable(baselines, device)
 

@@ -53,6 +53,8 @@ class IEF(VectorModel):
             the paper's baselines: direct prediction with one step and no feedback, and iterative direct prediction.
         path: which poses it learns to correct: ``"fixed"``, those on the straight way, or ``"own"``, those that it reaches
             itself, which the paper compares with and finds to drift.
+        consolidation: whether each phase adds one step to those that are learnt from, as in the paper; else one phase learns
+            from all T from the start.
         feedback: joints that are drawn, in the paper's ablation; None: all. The marker always is.
         bound: of predicted corrections. ``"none"``: only the targets are bounded, as in the paper; ``"tanh"``: predictions too.
         dropout: share of the last features that training leaves out.
@@ -95,6 +97,7 @@ class IEF(VectorModel):
         sigma: float = math.sqrt(500.0),
         target: str = "correction",
         path: str = "fixed",
+        consolidation: bool = True,
         feedback: Sequence[int] | None = None,
         bound: str = "none",
         dropout: float = 0.4,
@@ -119,7 +122,7 @@ class IEF(VectorModel):
         self.num_joints, self.steps = num_joints, steps
         self.input_size = (input_size, input_size)
         self.stage_names = tuple(f"step {step}" for step in range(1, steps + 1))
-        self.phases = self.stage_names
+        self.phases = self.stage_names if consolidation else ("all steps",)
         self.max_step, self.sigma, self.render_scale = max_step, sigma, render_scale
         self.target, self.bound, self.path = target, bound, path
         # Crop pixels of a prediction of 1: positions reach half a crop from its middle.
@@ -271,7 +274,7 @@ class IEF(VectorModel):
     def objective(
         self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
     ) -> torch.Tensor:
-        steps = self.phases.index(phase) + 1
+        steps = self.phases.index(phase) + 1 if len(self.phases) > 1 else self.steps
         poses = self.fixed_path(keypoints)[:steps] if self.path == "fixed" else self.rollout(view, steps - 1)
         return self.loss(self(view.images, poses, view.center), keypoints, poses=poses)
 

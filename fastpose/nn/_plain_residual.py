@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastpose.nn._unchanged import has_call_hooks
 from fastpose.nn.residual import HourglassResidual
 
 _PAIRS = (("bn1", "conv1"), ("bn2", "conv2"), ("bn3", "conv3"))
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CONV_FIELDS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _NORM_FIELDS = ("num_features", "eps", "affine", "track_running_stats")
-_CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
@@ -108,7 +108,7 @@ def _own_tensors(module: nn.Module) -> list[str]:
 
 def _refuse_hooks(block: nn.Module) -> None:
     for name, module in block.named_modules():
-        if name and any(getattr(module, hooks) for hooks in _CALL_HOOKS):
+        if name and has_call_hooks(module):
             raise NotAlike(f"{name} has hooks, which a fused block does not run")
     if any(getattr(block, hooks) for hooks in _STATE_HOOKS):
         raise NotAlike("it has hooks of its state_dict, whose names change")

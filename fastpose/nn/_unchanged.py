@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps what a call of it runs beside its forward."""
+
 _BATCH_NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+
+def has_call_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs anything beside its forward."""
+    return any(getattr(module, hooks) for hooks in CALL_HOOKS)
 
 
 def why_changed(name: str, layer: nn.Module) -> str:
@@ -16,7 +24,7 @@ def why_changed(name: str, layer: nn.Module) -> str:
             convolutions.
         layer: that is there now.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+    if has_call_hooks(layer):
         return f"{name} has hooks, which only a call of it runs"
     kind = type(layer)
     if name.startswith("bn"):

@@ -10,19 +10,17 @@ import torch
 from torch import nn
 
 from fastpose.nn._plain_residual import NotAlike, looks_alike, residual_layers
+from fastpose.nn._unchanged import CALL_HOOKS
 from fastpose.nn.residual import HourglassResidual
 
 _ORIGIN = "_fuse_origin"
-# What a call of a module runs beside its forward. The fused block holds the very dictionaries of the plain one, so that
-# handles of hooks go on working, and hooks that are added or removed meanwhile are so in the plain one too.
+# The fused block holds the very dictionaries of the plain one, so that handles of hooks go on working, and hooks that are
+# added or removed meanwhile are so in the plain one too.
 _HOOKS = (
-    "_forward_hooks",
+    *CALL_HOOKS,
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
-    "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
 
