@@ -392,17 +392,18 @@ _RECIPES = (
         batch_size=32,
         augmentation="ief",
     ),
-    # The demonstration's. On 16 by 16 cells a narrow target keeps neighbouring joints apart.
+    # The demonstration's. On 16 by 16 cells a narrow target keeps neighbouring joints apart, and a fourth level has nothing to see.
     _small(
         "hourglass-demo",
         "hourglass",
-        3e-3,
-        model_options={"stacks": 2, "features": 64},
+        7e-3,
+        model_options={"stacks": 2, "features": 64, "depth": 3},
         input_size=(64, 64),
         codec="tompson",
         codec_options={"sigma": 0.8, "reduction": "mean", "method": "dark"},
-        steps=3_360,
-        epoch_steps=560,
+        steps=1_200,
+        epoch_steps=200,
+        batch_size=32,
         zero_heads=True,
     ),
     _small(
