@@ -21,13 +21,22 @@ RUNS = {
     "Hourglass": "hourglass",
     "Tompson, 8 pixels a cell": "tompson-8",
     "Tompson, 16 pixels a cell": "tompson-16",
+    "Tompson of 256 pixels, 4 a cell": "tompson-256-4",
+    "Tompson of 256 pixels, 16 a cell": "tompson-256-16",
     "IEF, own path": "ief-own",
+    "IEF, own path, at once": "ief-own-at-once",
+    "IEF, fixed path, at once": "ief-at-once",
 }
 """Folders of the runs, less the number of the seed, by what the tables call them."""
 
 ARCHITECTURES = tuple(RUNS)[:5]
-POOLINGS = {4: "tompson-4", 8: "tompson-8", 16: "tompson-16"}
-PATHS = {"fixed (Fixed Path Consolidation)": "ief", "own": "ief-own"}
+POOLINGS = (4, 8, 16)
+PATHS = {
+    "fixed, step by step (Fixed Path Consolidation)": "ief",
+    "own, step by step": "ief-own",
+    "own, all steps at once": "ief-own-at-once",
+    "fixed, all steps at once": "ief-at-once",
+}
 NEAR, NEAREST = 0.5, 0.1
 PICTURE_WIDTH = 560
 PICTURE_COLORS = 128
@@ -78,32 +87,33 @@ def stages_table(runs: Path) -> str:
     return "\n".join(lines)
 
 
-def pooling_table(runs: Path) -> str:
-    """What Tompson's fine model adds to the coarse one."""
+def pooling_table(runs: Path, name: str = "tompson") -> str:
+    """What Tompson's fine model adds to the coarse one, in runs of a name."""
     lines = [
         "| pixels a cell | " + " | ".join(f"coarse @{t} | fine @{t} | gain @{t}" for t in (NEAREST, NEAR)) + " |",
         "|---" * 7 + "|",
     ]
-    for pooling, name in POOLINGS.items():
-        if not seeds_of(runs, name):
+    for pooling in POOLINGS:
+        if not seeds_of(runs, f"{name}-{pooling}"):
             continue
         cells = []
         for threshold in (NEAREST, NEAR):
-            coarse, fine = read(runs, name, threshold).values()
+            coarse, fine = read(runs, f"{name}-{pooling}", threshold).values()
             cells += [spread(coarse), spread(fine), spread(gains(coarse, fine), "+")]
         lines.append(f"| {pooling} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def path_table(runs: Path) -> str:
-    """IEF that learns from the fixed path, and from its own."""
-    lines = ["| IEF learns from poses of its path | step 1 | 2 | 3 | 4 |", "|---" * 5 + "|"]
-    stages = {path: read(runs, name, NEAR) for path, name in PATHS.items() if seeds_of(runs, name)}
-    lines += [f"| {path} | {' | '.join(map(spread, steps.values()))} |" for path, steps in stages.items()]
-    if len(stages) == len(PATHS):
-        fixed, own = (steps.values() for steps in stages.values())
-        differences = [spread(gains(b, a), "+") for a, b in zip(fixed, own, strict=True)]
-    lines.append(f"| fixed less own, same seeds | {' | '.join(differences)} |")
+    """IEF that learns from the fixed path or from its own, step by step or all steps at once."""
+    lines = ["| IEF learns from poses of its path | step 1 | 2 | 3 | 4 | step 4, less the first row's |", "|---" * 6 + "|"]
+    last = list(read(runs, "ief", NEAR).values())[-1]
+    for path, name in PATHS.items():
+        if not seeds_of(runs, name):
+            continue
+        steps = list(read(runs, name, NEAR).values())
+        difference = spread(gains(last, steps[-1]), "+") if name != "ief" else ""
+        lines.append(f"| {path} | {' | '.join(map(spread, steps))} | {difference} |")
     return "\n".join(lines)
 
 
@@ -136,12 +146,19 @@ def main() -> None:
         raise SystemExit("usage: python docs/architectures_table.py RUNS")
     runs = Path(sys.argv[1])
     page = _PAGE.read_text(encoding="utf-8")
-    for title, table in (("stages", stages_table), ("pooling", pooling_table), ("paths", path_table), ("runs", runs_table)):
+    tables = {
+        "stages": stages_table(runs),
+        "pooling": pooling_table(runs),
+        "pooling of 256 pixels": pooling_table(runs, "tompson-256"),
+        "paths": path_table(runs),
+        "runs": runs_table(runs),
+    }
+    for title, table in tables.items():
         before, _, rest = page.partition(f"<!-- {title} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not end:
             raise ValueError(f"{_PAGE.name} has no section between '<!-- {title} -->' and '<!-- end -->'")
-        page = f"{before}<!-- {title} -->\n\n{table(runs)}\n\n{end}{after}"
+        page = f"{before}<!-- {title} -->\n\n{table}\n\n{end}{after}"
     write_pictures(runs)
     unfinished = _PAGE.with_suffix(".tmp")
     unfinished.write_text(page, encoding="utf-8")
