@@ -392,7 +392,7 @@ _RECIPES = (
         batch_size=32,
         augmentation="ief",
     ),
-    # The demonstration's. On 16 by 16 cells a narrow target keeps neighbouring joints apart, and a fourth level would be one cell.
+    # The demonstration's. On 16 by 16 cells a narrow target keeps neighbouring joints apart; a fourth level would be one cell.
     _small(
         "hourglass-demo",
         "hourglass",
