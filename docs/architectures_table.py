@@ -31,12 +31,7 @@ RUNS = {
 
 ARCHITECTURES = tuple(RUNS)[:5]
 POOLINGS = (4, 8, 16)
-PATHS = {
-    "fixed, step by step (Fixed Path Consolidation)": "ief",
-    "own, step by step": "ief-own",
-    "own, all steps at once": "ief-own-at-once",
-    "fixed, all steps at once": "ief-at-once",
-}
+PATHS = tuple(title for title in RUNS if title.startswith("IEF"))
 NEAR, NEAREST = 0.5, 0.1
 PICTURE_WIDTH = 560
 PICTURE_COLORS = 128
@@ -68,8 +63,8 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 def gains(before: list[float], after: list[float]) -> list[float]:
-    """Of the first seeds, as many as there are of both."""
-    return [late - early for early, late in zip(before, after, strict=False)]
+    """Of each seed; both must have been run with the same ones."""
+    return [late - early for early, late in zip(before, after, strict=True)]
 
 
 def stages_table(runs: Path) -> str:
@@ -106,14 +101,11 @@ def pooling_table(runs: Path, name: str = "tompson") -> str:
 
 def path_table(runs: Path) -> str:
     """IEF that learns from the fixed path or from its own, step by step or all steps at once."""
-    lines = ["| IEF learns from poses of its path | step 1 | 2 | 3 | 4 | step 4, less the first row's |", "|---" * 6 + "|"]
-    last = list(read(runs, "ief", NEAR).values())[-1]
-    for path, name in PATHS.items():
-        if not seeds_of(runs, name):
-            continue
-        steps = list(read(runs, name, NEAR).values())
-        difference = spread(gains(last, steps[-1]), "+") if name != "ief" else ""
-        lines.append(f"| {path} | {' | '.join(map(spread, steps))} | {difference} |")
+    lines = ["| PCKh@0.5 (%); IEF: consolidated fixed path | step 1 | 2 | 3 | 4 | step 4, less IEF's |", "|---" * 6 + "|"]
+    rows = {title: list(read(runs, RUNS[title], NEAR).values()) for title in PATHS if seeds_of(runs, RUNS[title])}
+    for title, steps in rows.items():
+        difference = spread(gains(rows["IEF"][-1], steps[-1]), "+") if "IEF" in rows and title != "IEF" else ""
+        lines.append(f"| {title} | {' | '.join(map(spread, steps))} | {difference} |")
     return "\n".join(lines)
 
 

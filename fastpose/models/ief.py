@@ -274,7 +274,7 @@ class IEF(VectorModel):
     def objective(
         self, phase: str, view: View, keypoints: torch.Tensor, everyone: torch.Tensor, codec: HeatmapCodec | None = None
     ) -> torch.Tensor:
-        steps = self.phases.index(phase) + 1 if len(self.phases) > 1 else self.steps
+        steps = self.stage_names.index(phase) + 1 if phase in self.stage_names else self.steps
         poses = self.fixed_path(keypoints)[:steps] if self.path == "fixed" else self.rollout(view, steps - 1)
         return self.loss(self(view.images, poses, view.center), keypoints, poses=poses)
 
