@@ -8,15 +8,16 @@ namespace fastpose::FASTPOSE_SIMD {
 // rounded where there is a fused multiply-add.
 static inline Vec<float> exp2(Vec<float> a, float scale) {
   a = a < -127.0f / scale ? splat(-127.0f / scale) : a;
-  const Vec<float> shifted = a * scale + 12582912.0f;  // 1.5 * 2^23: the lowest bits now hold the nearest integer
-  const Vec<float> r = a * scale - (shifted - 12582912.0f);
+  constexpr float kShift = 12582912.0f + 127;  // 1.5 * 2^23: the lowest bits now hold the nearest integer, plus an exponent's bias
+  const Vec<float> shifted = a * scale + kShift;
+  const Vec<float> r = a * scale - (shifted - kShift);
   Vec<float> p = splat(1.326465281e-3f);  // least relative error on [-0.5, 0.5]
   p = p * r + 9.671511129e-3f;
   p = p * r + 5.550733954e-2f;
   p = p * r + 2.402224243e-1f;
   p = p * r + 6.931470037e-1f;
   p = p * r + 1.0f;
-  return p * bit_cast<Vec<float>>((bit_cast<Vec<int32_t>>(shifted) << 23) + (127 << 23));
+  return p * bit_cast<Vec<float>>(bit_cast<Vec<int32_t>>(shifted) << 23);
 }
 
 static inline Vec<double> exp2(Vec<double> a, double scale) {
@@ -181,12 +182,28 @@ static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t hei
          *const position = marginals.position.data;
 
   const T* const first = plane + y * m.row;
-  Vec<A> largest = splat(-A(INFINITY)), row = splat(A(y)), largest_row = row;
-  for (int64_t i = 0; i < height; ++i, row += A(1)) {
-    Vec<A> top = splat(-A(INFINITY));
-    lanes.for_row(m, [&](auto at) { top = max(at.load(first + i * m.row, m), top); });  // passes NaN over
-    largest_row = top > largest ? row : largest_row;
+  const Vec<A> lowest = splat(-A(INFINITY));
+  Vec<A> largest = lowest, largest_row = splat(A(y));
+  auto compare = [&](int64_t i, Vec<A> top) {
+    largest_row = top > largest ? splat(A(y + i)) : largest_row;
     largest = max(top, largest);
+  };
+  int64_t row = 0;
+  for (; row + 4 <= height; row += 4) {  // four, so that no maximum waits for the one before
+    const T* p = first + row * m.row;
+    Vec<A> a = lowest, b = lowest, c = lowest, d = lowest;
+    lanes.for_row(m, [&](auto at) {
+      a = max(at.load(p, m), a);  // passes NaN over
+      b = max(at.load(p + m.row, m), b);
+      c = max(at.load(p + 2 * m.row, m), c);
+      d = max(at.load(p + 3 * m.row, m), d);
+    });
+    compare(row, a), compare(row + 1, b), compare(row + 2, c), compare(row + 3, d);
+  }
+  for (; row < height; ++row) {
+    Vec<A> top = lowest;
+    lanes.for_row(m, [&](auto at) { top = max(at.load(first + row * m.row, m), top); });
+    compare(row, top);
   }
   lanes.locate(plane, m, largest, largest_row, states);
 

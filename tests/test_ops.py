@@ -393,6 +393,19 @@ def test_backward_twice(case: OpCase, variant: str, device: torch.device) -> Non
 
 
 @each_case()
+def test_batched_backward(case: OpCase, device: torch.device) -> None:
+    """A batch of upstream gradients at once, as a vectorised Jacobian asks for them, is one after the other."""
+    call = case.call(SMALL, list(case.variants)[-1], device=device)
+    outputs = [output for output in call() if output.requires_grad]
+    upstream = upstream_of(tuple(outputs))
+    once = torch.autograd.grad(outputs, call.leaves(), upstream, retain_graph=True)
+    batches = [torch.stack((gradient, 2 * gradient)) for gradient in upstream]  # twice as much is exactly that in every dtype
+    batch = torch.autograd.grad(outputs, call.leaves(), batches, is_grads_batched=True)
+    for single, several in zip(once, batch, strict=True):
+        assert_same_bits(Values([], [single, 2 * single]), Values([], list(several.unbind())))
+
+
+@each_case()
 def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
     if case.linear:
         pytest.skip("linear: it has all derivatives")

@@ -171,12 +171,12 @@ class _Loss(torch.autograd.Function):
         if not gradients:
             raise RuntimeError("fastpose::heatmap_mse_loss was called with compute_gradient=False and has no gradient")
         upstream = upstream.expand(len(gradients))  # of one loss (), of several (S,)
-        if _graph_is_retained() or any(type(gradient) is not torch.Tensor for gradient in gradients):
+        if _may_overwrite(gradients, upstream):
+            _scale_op(gradients, upstream, ctx.reduction)
+        else:
             gradients = _scaled(gradients, upstream, ctx.reduction)
             if torch.is_grad_enabled():
                 gradients = _Once.apply(losses, *gradients)
-        else:  # nobody will ask for the saved buffers again, so they become the gradients
-            _scale_op(gradients, upstream, ctx.reduction)
         return None, *gradients
 
 
@@ -190,9 +190,16 @@ class _Once(torch.autograd.Function):
     backward = staticmethod(_refuse("heatmap_mse_loss"))
 
 
-def _graph_is_retained() -> bool:
+def _may_overwrite(gradients: list[torch.Tensor], upstream: torch.Tensor) -> bool:
+    """Whether the saved buffers can become the gradients.
+
+    They can if nobody will ask for them again, and neither a compiler nor a batch of upstream gradients looks on.
+    """
     retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return retained is None or retained()
+    if retained is None or retained() or any(type(gradient) is not torch.Tensor for gradient in gradients):
+        return False
+    functorch = torch._C._functorch
+    return not (functorch.is_batchedtensor(upstream) or functorch.is_legacy_batchedtensor(upstream))
 
 
 def _scaled(gradients: list[torch.Tensor], upstream: torch.Tensor, reduction: int) -> list[torch.Tensor]:
