@@ -5,7 +5,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Python compiles a module when it is first imported: pip need not compile all of them.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile
 
 .PHONY: demo test lint bench clean
 
@@ -32,9 +34,9 @@ $(VENV)/.installed: setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	|| { echo "fastpose needs Python >= 3.10 with venv and headers (Debian: apt-get install python3-dev python3-venv)"; exit 1; }
 	@command -v $${CXX:-c++} > /dev/null || { echo "fastpose needs a C++ compiler (Debian: apt-get install g++)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install "$(TORCH)"
-	$(PIP) install "setuptools>=77" wheel "pybind11>=3.0" "cmake>=3.24" ninja
-	$(PIP) install --no-build-isolation -e ".[dev]"
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) "setuptools>=77" wheel "pybind11>=3.0" "cmake>=3.24" ninja
+	$(INSTALL) --no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:

@@ -16,7 +16,7 @@ const char* simd_level_name(SimdLevel level) {
 
 static SimdLevel detect() {
   SimdLevel best = SimdLevel::baseline;
-#if defined(__x86_64__)
+#ifdef FASTPOSE_X86_LEVELS
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     best = SimdLevel::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -1,8 +1,9 @@
 // One source, several instruction sets: CMake compiles every *_simd.cpp once per level into a namespace of its name,
 // and the best level of the running CPU is chosen at the first call. On aarch64 NEON is the baseline and the only level.
+// FASTPOSE_X86_LEVELS: those of x86-64 are built.
 #pragma once
 
-#if defined(__x86_64__)
+#ifdef FASTPOSE_X86_LEVELS
 #define FASTPOSE_SIMD_KERNEL(name, ...)         \
   namespace baseline { void name(__VA_ARGS__); } \
   namespace avx2 { void name(__VA_ARGS__); }     \
