@@ -52,7 +52,7 @@ def fixed_addresses() -> list[str]:
 def run_driver(sanitizer: str, op: str, without_barrier: str = "") -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "TSAN_OPTIONS": f"halt_on_error={int(bool(without_barrier))}",
+        "TSAN_OPTIONS": f"halt_on_error={int(bool(without_barrier))} atexit_sleep_ms=0",
         "ASAN_OPTIONS": "detect_leaks=0",  # which needs ptrace
     }
     if without_barrier:

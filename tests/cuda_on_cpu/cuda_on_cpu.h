@@ -1,15 +1,19 @@
-// Runs CUDA C++ kernels on the CPU, for tests. The blocks of a launch run one after another. Under a sanitizer the threads of a
-// block are OS threads, so that ThreadSanitizer sees every data race that a missing barrier makes; otherwise they are fibers, many
-// times faster. A thread that leaves the kernel before a barrier its block still reaches hangs the launch. Not modelled: partial
-// warp masks, memory ordering weaker than the CPU's, the GPU's approximate arithmetic.
+// Runs CUDA C++ kernels on the CPU, for tests. The blocks of a launch run one after another, the threads of a block as fibers, which
+// are many times faster than OS threads. ThreadSanitizer takes fibers for threads and sees every data race that a missing barrier
+// makes; AddressSanitizer does not know their stacks, and has OS threads. A thread that leaves the kernel before a barrier its block
+// still reaches hangs the launch. Not modelled: partial warp masks, memory ordering weaker than the CPU's, the GPU's approximate
+// arithmetic.
 //
 // The environment variable CUDA_ON_CPU_WITHOUT_BARRIER=file.cuh:line makes that one barrier do nothing: the race that this plants
 // must be found, or either the barrier is not needed or the check is blind.
 #pragma once
-#include <pthread.h>
 #include <ucontext.h>
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #include <algorithm>
+#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -69,26 +73,15 @@ inline dim3 grid, block;
 inline thread_local dim3 block_index, thread_index;
 inline thread_local unsigned rank;  // of the thread in its block
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)
 
-// Orders what the barrier orders on a GPU and nothing else, or ThreadSanitizer would miss races. Not std::barrier, which shares a
-// waiting list with other barriers; and two in turn, because a thread that is late to leave one pthread barrier would also be ordered
-// after those that have already come back to it.
 class Barrier {
  public:
-  explicit Barrier(unsigned threads) {
-    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, threads);
-  }
-  ~Barrier() {
-    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
-  }
-  Barrier(const Barrier&) = delete;
-  Barrier& operator=(const Barrier&) = delete;
-  void arrive_and_wait() { pthread_barrier_wait(&barriers_[rounds_[rank]++ % 2]); }
+  explicit Barrier(unsigned threads) : barrier_(threads) {}
+  void arrive_and_wait() { barrier_.arrive_and_wait(); }
 
  private:
-  pthread_barrier_t barriers_[2];
-  unsigned rounds_[1024] = {};  // of each thread of a block
+  std::barrier<> barrier_;
 };
 
 inline void run_threads(unsigned threads, const std::function<void()>& thread) {
@@ -101,27 +94,56 @@ inline void run_threads(unsigned threads, const std::function<void()>& thread) {
   for (std::thread& one : pool) one.join();
 }
 
+#define CUDA_ON_CPU_UNSEEN
+
 #else
+
+// What ThreadSanitizer is told. Turns of fibers order nothing, and what takes turns is not looked at: it would be full of races.
+#if defined(__SANITIZE_THREAD__)
+#define CUDA_ON_CPU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+inline void* new_seen() { return __tsan_create_fiber(0); }
+CUDA_ON_CPU_UNSEEN inline void see(void* seen) { __tsan_switch_to_fiber(seen, __tsan_switch_to_fiber_no_sync); }
+CUDA_ON_CPU_UNSEEN inline void release(void* object) { __tsan_release(object); }
+CUDA_ON_CPU_UNSEEN inline void acquire(void* object) { __tsan_acquire(object); }
+inline void* const seen_outside = __tsan_get_current_fiber();
+#else
+#define CUDA_ON_CPU_UNSEEN
+inline void* new_seen() { return nullptr; }
+inline void see(void*) {}
+inline void release(void*) {}
+inline void acquire(void*) {}
+inline void* const seen_outside = nullptr;
+#endif
 
 // The threads of a block take turns at their barriers, each on a stack of its own, in the order of their ranks.
 struct Fiber {
+  static constexpr size_t kStack = 256 << 10;
   ucontext_t context;
-  std::vector<char> stack = std::vector<char>(64 << 10);
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStack);
+  void* seen = new_seen();
 };
-inline std::vector<Fiber> fibers;
+inline std::unique_ptr<Fiber> fibers[1024];  // of a block at most
 inline unsigned running;
 inline ucontext_t outside;
 inline const std::function<void()>* body;
 
-inline void yield() {
-  const unsigned before = rank;
-  rank = (rank + 1) % fibers.size();
-  thread_index = {rank, 0, 0};
-  swapcontext(&fibers[before].context, running ? &fibers[rank].context : &outside);
+CUDA_ON_CPU_UNSEEN inline void turn(ucontext_t* from, ucontext_t* to, void* seen) {
+  see(seen);
+  swapcontext(from, to);
 }
 
-inline void run_fiber() {
+CUDA_ON_CPU_UNSEEN inline void yield() {
+  Fiber& before = *fibers[rank];
+  rank = (rank + 1) % block.x;
+  thread_index = {rank, 0, 0};
+  Fiber& next = *fibers[rank];
+  turn(&before.context, running ? &next.context : &outside, running ? next.seen : seen_outside);
+}
+
+CUDA_ON_CPU_UNSEEN inline void run_fiber() {
+  acquire(&body);
   (*body)();
+  release(&body);
   --running;
   for (;;) yield();
 }
@@ -129,31 +151,37 @@ inline void run_fiber() {
 class Barrier {
  public:
   explicit Barrier(unsigned threads) : threads_(threads) {}
-  void arrive_and_wait() {
+  CUDA_ON_CPU_UNSEEN void arrive_and_wait() {
     const unsigned round = round_;
+    release(&even_odd_[round % 2]);  // two in turn: a thread that is late to leave is not ordered after those that have come back
     if (++arrived_ == threads_) {
       arrived_ = 0;
       ++round_;
     }
     while (round == round_) yield();
+    acquire(&even_odd_[round % 2]);
   }
 
  private:
   unsigned threads_, arrived_ = 0, round_ = 0;
+  int even_odd_[2] = {};
 };
 
-inline void run_threads(unsigned threads, const std::function<void()>& thread) {
+CUDA_ON_CPU_UNSEEN inline void run_threads(unsigned threads, const std::function<void()>& thread) {
   body = &thread;
-  if (fibers.size() != threads) fibers = std::vector<Fiber>(threads);
-  for (Fiber& fiber : fibers) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    makecontext(&fiber.context, run_fiber, 0);
+  for (unsigned t = 0; t < threads; ++t) {
+    if (!fibers[t]) fibers[t] = std::make_unique<Fiber>();
+    ucontext_t& context = fibers[t]->context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fibers[t]->stack.get();
+    context.uc_stack.ss_size = Fiber::kStack;
+    makecontext(&context, run_fiber, 0);
   }
   running = threads;
   rank = 0;
-  swapcontext(&outside, &fibers[0].context);
+  release(&body);
+  turn(&outside, &fibers[0]->context, fibers[0]->seen);
+  acquire(&body);
 }
 
 #endif
@@ -168,6 +196,11 @@ struct Warp {
 inline std::unique_ptr<Barrier> block_barrier;
 inline std::vector<std::unique_ptr<Warp>> warps;
 
+CUDA_ON_CPU_UNSEEN inline void enter_block(unsigned b) {
+  block_index = {b, 0, 0};
+  thread_index = {rank, 0, 0};
+}
+
 inline void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
   grid = {blocks};
   block = {threads};
@@ -178,8 +211,7 @@ inline void run(unsigned blocks, unsigned threads, const std::function<void()>& 
     warps.push_back(std::make_unique<Warp>(std::min(32u, threads - first)));
   run_threads(threads, [blocks, &kernel, &block_end] {
     for (unsigned b = 0; b < blocks; ++b) {
-      block_index = {b, 0, 0};
-      thread_index = {rank, 0, 0};
+      enter_block(b);
       kernel();
       block_end.arrive_and_wait();  // shared memory is the next block's
     }
