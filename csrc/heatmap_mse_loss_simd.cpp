@@ -43,14 +43,11 @@ template <typename T> struct Strip {
   int64_t elements, width;
 };
 
-// Reads and writes run so far behind what is asked for: past the end of a page, where the hardware stops looking ahead.
-constexpr int64_t kAheadBytes = 4096;
-
 // Writes the strip's gradient and returns its weighted squares. `weight` has one number for each column; unless kWeighted all are 1.
 template <bool kWeighted, typename T, typename Target, typename A = Accumulator<T>>
 static A strip_loss(const Strip<T>& strip, const Target& target, const A* weight, A gradient_scale) {
   constexpr int kSums = 4;  // vectors at a time, each with a sum that waits for itself only
-  constexpr int64_t kAhead = kAheadBytes / int64_t(sizeof(T));
+  constexpr int64_t kAhead = ahead<T>();
   auto gradient_of = [&](Vec<A> d, int64_t x, Vec<A>& sum) {
     if constexpr (!kWeighted) {
       sum += d * d;

@@ -165,6 +165,9 @@ template <typename T> static inline void store(Vec<Accumulator<T>> v, T* p) {
   }
 }
 
+// Reads and writes run so many elements behind what is asked for: past the end of a page, where the hardware stops looking ahead.
+template <typename T> constexpr int64_t ahead() { return 4096 / int64_t(sizeof(T)); }
+
 // Columns x .. x+kLanes-1 of a row that is `width` wide and whose columns lie `stride` apart; columns past the end read `fill`
 // and are not written.
 template <typename T>

@@ -217,12 +217,12 @@ static void sum_rows(Lanes lanes, const T* plane, Maps m, int64_t y, int64_t hei
     position[at.index] = Lanes::position(at.column) - peak_x;
     vectors = at.index + 1;
   });
-  const int64_t ahead = height * m.row;  // the next block or plane is on its way while this one is computed
+  const int64_t next = height * m.row;  // the next block or plane is on its way while this one is computed
   for (int64_t i = 0; i < height; ++i) {
     Vec<A> sum{}, offset{};
     const T* p = first + i * m.row;
     lanes.for_row(m, [&](auto at) {
-      __builtin_prefetch(p + at.column * m.column + ahead);
+      __builtin_prefetch(p + at.column * m.column + next);
       Vec<A> e = exp2(at.load(p, m) - top, sharpness);
       if (at.skip) e = iota<A>() < A(at.skip) ? Vec<A>{} : e;
       sum += e;
@@ -311,6 +311,8 @@ template <typename T, bool kCross> static void backward(const SoftArgmax2dBackwa
       T* out = gradient.plane<T>(b, k) + i * gradient.row;
       const Vec<A> d = A(i) - mean_y, row = constant + d * (y + yy * d), product = xy * d;
       lanes.for_row(heatmaps, [&](auto at) {
+        __builtin_prefetch(p + at.column * heatmaps.column + ahead<T>());
+        __builtin_prefetch(out + at.column * gradient.column + ahead<T>(), 1);
         Vec<A> slope = row + term[at.index];
         if (kCross) slope += product * distance[at.index];
         at.store(exp2(at.load(p, heatmaps) - max, sharpness) * slope, out, gradient, stride);
