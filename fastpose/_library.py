@@ -167,10 +167,37 @@ def define(
     """
     library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.register_fake(f"fastpose::{name}", fake, lib=library)
-    mutates_only = schema.endswith("-> ()")
-    if not mutates_only:
-        torch.library.register_autograd(f"fastpose::{name}", backward or _refuse(name), setup_context=setup_context, lib=library)
-    return getattr(torch.ops.fastpose, name).default
+    op: torch._ops.OpOverload = getattr(torch.ops.fastpose, name).default
+    backward = backward or _refuse(name)
+    if "Tensor[]" in schema or "Tensor?[]" in schema:  # an autograd.Function sees no tensors that are in lists
+        torch.library.register_autograd(f"fastpose::{name}", backward, setup_context=setup_context, lib=library)
+    elif not schema.endswith("-> ()"):
+        library.impl(name, _differentiable(op, setup_context, backward), "Autograd")
+    return op
+
+
+def _differentiable(
+    op: torch._ops.OpOverload, setup_context: Callable[..., None] | None, backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op's autograd, of which a call takes half as long as with ``torch.library.register_autograd``."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(op._opname, (torch.autograd.Function,), methods)
+
+    def autograd(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return autograd
 
 
 def _refuse(name: str) -> Callable[..., Any]:
