@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
 
 from fastpose._files import write_atomically
 from fastpose.benchmarking.ceilings import ceilings_of
@@ -20,7 +22,7 @@ from fastpose.benchmarking.results import Row, row_title
 from fastpose.benchmarking.table import machine_line, number
 from fastpose.benchmarking.workload import OURS
 
-_DOTS_PER_INCH = 110
+_DOTS_PER_INCH, _COLOURS = 110, 64
 _WIDTH = 10.0  # inches
 _LABELLED_POINTS = 24  # more would cover each other
 _OURS_COLOR, _OTHER_COLORS = "tab:red", ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:olive")
@@ -44,12 +46,20 @@ def draw_all(result: dict[str, Any], path: Path) -> list[Path]:
             file.unlink(missing_ok=True)
             continue
         figure.supxlabel(machine_line(result), fontsize=6, color="0.4")
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure)
-        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
-        write_atomically(file, buffer.getbuffer())
+        write_atomically(file, _png(figure))
         written.append(file)
     return written
+
+
+def _png(figure: Figure) -> memoryview:
+    """With a palette, which takes a third of the bytes: these pictures lie beside the results in the repository."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DOTS_PER_INCH)
+    canvas.draw()
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return buffer.getbuffer()
 
 
 def speedups(result: dict[str, Any]) -> Figure | None:
