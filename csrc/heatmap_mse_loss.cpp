@@ -1,6 +1,7 @@
 // fastpose::heatmap_mse_loss and its backward: checks, allocation, launch. The definition is fastpose/ops/heatmap_mse_loss.py.
 #include "heatmap_mse_loss.h"
 
+#include "cache.h"
 #include "gaussian_torch.h"
 
 namespace fastpose {
@@ -20,6 +21,8 @@ static double scale_of(int64_t reduction, const Tensor& maps) {
 // The gradient of a mean is about 1e-7, which float16 cannot hold: there it is saved without `scale`, which the backward pass
 // applies together with the upstream gradient, a loss scaler's 2^16 for one.
 static bool saved_unscaled(ScalarType dtype) { return dtype == ScalarType::Half; }
+
+static int64_t bytes_of(const Tensor& t) { return t.numel() * int64_t(t.element_size()); }
 
 template <typename A> static void run_on_cpu(const HeatmapMSELoss& job, A* losses) {
   const Gaussians& g = job.gaussians;
@@ -60,7 +63,9 @@ std::tuple<Tensor, std::vector<Tensor>> heatmap_mse_loss(const std::vector<Tenso
   }
   const double scale = scale_of(reduction, first);
   const HeatmapMSELoss job{g, dtype_of(dtype), stacks.data(), int64_t(stacks.size()), weights ? weights->data_ptr() : nullptr,
-                           ignore_unlabelled, scale, saved_unscaled(dtype) ? 2 : 2 * scale};
+                           ignore_unlabelled, scale, saved_unscaled(dtype) ? 2 : 2 * scale,
+                           // What is saved unscaled is soon read again.
+                           !saved_unscaled(dtype) && outgrow_cache(int64_t(predictions.size() + gradients.size()) * bytes_of(first))};
   const std::vector<int64_t> shape(listed ? 1 : 0, job.stack_count);
   Tensor losses = new_dense(keypoints, shape, accumulator_of(dtype));
   run_on(

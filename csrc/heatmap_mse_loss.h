@@ -22,6 +22,7 @@ struct HeatmapMSELoss {
   bool ignore_unlabelled;  // maps on which no person is labelled weigh 0
   double scale;            // of the losses
   double gradient_scale;   // the gradient is gradient_scale * w * (p - t)
+  bool streams = false;    // gradients are written past the CPU's caches
 
   // Whether every map is dense with the joints of a pixel side by side (channels_last).
   bool joints_innermost() const {

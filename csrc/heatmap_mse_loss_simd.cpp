@@ -41,6 +41,7 @@ template <typename T> struct Strip {
   T* gradient;          // null: none is wanted
   int64_t gradient_row, gradient_column;
   int64_t elements, width;
+  bool streams;
 };
 
 // Writes the strip's gradient and returns its weighted squares. `weight` has one number for each column; unless kWeighted all are 1.
@@ -64,6 +65,7 @@ static A strip_loss(const Strip<T>& strip, const Target& target, const A* weight
   Vec<A> sums[kSums]{};
   for (int64_t y = 0, left = strip.elements; left > 0; ++y, left -= strip.width) {
     const int64_t width = left < strip.width ? left : strip.width, whole = dense ? width - (kSums * kLanes - 1) : 0;
+    const bool streams = strip.streams && reinterpret_cast<uintptr_t>(gradient) % (kLanes * sizeof(T)) == 0;
     int64_t x = 0;
     for (; x < whole; x += kSums * kLanes) {
       Vec<A> v[kSums];
@@ -72,6 +74,10 @@ static A strip_loss(const Strip<T>& strip, const Target& target, const A* weight
       constexpr int kLine = 64 / int(sizeof(T));
       for (int64_t i = kAhead; i < kAhead + kSums * kLanes; i += kLine) __builtin_prefetch(prediction + x + i);
       if (!gradient) continue;
+      if (streams) {
+        for (int i = 0; i < kSums; ++i) stream(v[i], gradient + x + i * kLanes);
+        continue;
+      }
       for (int64_t i = kAhead; i < kAhead + kSums * kLanes; i += kLine) __builtin_prefetch(gradient + x + i, 1);
       for (int i = 0; i < kSums; ++i) store(v[i], gradient + x + i * kLanes);
     }
@@ -107,7 +113,8 @@ template <typename T> static void planes(const HeatmapMSELoss& job, double* out,
       for (int64_t s = 0; s < job.stack_count; ++s) {
         const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
         const Strip<T> strip{p.plane<T>(b, k) + y * p.row, p.row, p.column,
-                             q.data ? q.plane<T>(b, k) + y * q.row : nullptr, q.row, q.column, count * g.width, g.width};
+                             q.data ? q.plane<T>(b, k) + y * q.row : nullptr, q.row, q.column, count * g.width, g.width,
+                             job.streams};
         auto loss = [&](const auto& target) -> double {
           if (w == A(0)) return strip_loss<true>(strip, target, nothing.data, A(0));
           return w * strip_loss<false>(strip, target, nothing.data, gradient_scale);
@@ -219,7 +226,7 @@ template <typename T> static void samples(const HeatmapMSELoss& job, double* out
           const Maps &p = job.stacks[s].prediction, &q = job.stacks[s].gradient;
           const Strip<T> strip{p.plane<T>(b, 0) + y * p.row, pixels.tile, 1,
                                q.data ? q.plane<T>(b, 0) + y * q.row : nullptr, pixels.tile, 1,
-                               g.width * g.joints, pixels.tile};
+                               g.width * g.joints, pixels.tile, job.streams};
           out[s * g.batch + b] += strip_loss<true>(strip, target, weight.data, A(job.gradient_scale));
         }
       };
@@ -240,10 +247,12 @@ template <typename T> static void scale(const HeatmapMSELossScale& job, int64_t 
 
 void heatmap_mse_loss_planes(const HeatmapMSELoss& job, double* sums, int64_t begin, int64_t end) {
   for_dtype(job.dtype, [&]<typename T>(Type<T>) { planes<T>(job, sums, begin, end); });
+  if (job.streams) end_stream();
 }
 
 void heatmap_mse_loss_samples(const HeatmapMSELoss& job, double* sums, int64_t begin, int64_t end) {
   for_dtype(job.dtype, [&]<typename T>(Type<T>) { samples<T>(job, sums, begin, end); });
+  if (job.streams) end_stream();
 }
 
 void heatmap_mse_loss_scale(const HeatmapMSELossScale& job, int64_t begin, int64_t end) {

@@ -27,7 +27,7 @@ template <typename A> struct VecOf { typedef A type __attribute__((vector_size(k
 template <typename A> using Vec = typename VecOf<A>::type;
 template <typename A> using Mask = Vec<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>;
 
-template <typename To, typename From> static inline To bit_cast(From from) {
+template <typename To, typename From> static inline To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &from, sizeof(To));
@@ -163,6 +163,28 @@ template <typename T> static inline void store(Vec<Accumulator<T>> v, T* p) {
     for (int i = 0; i < kLanes; ++i) narrow(A(v[i]), p + i);
 #endif
   }
+}
+
+// A store past the caches, for maps that would be gone from there before anybody reads them: it spares reading what it overwrites.
+// `p` is aligned to a vector of T. Whoever streams calls end_stream at the end, or other threads might not see it.
+template <typename T> static inline void stream(Vec<Accumulator<T>> v, T* p) {
+#if defined(__x86_64__)
+  T narrowed[kLanes];
+  store(v, narrowed);
+#if defined(__AVX512F__)
+  if constexpr (sizeof narrowed == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(narrowed));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof narrowed == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrowed));
+#endif
+  if constexpr (sizeof narrowed == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(narrowed));
+#endif
+  store(v, p);
+}
+static inline void end_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 // Reads and writes run so many elements behind what is asked for: past the end of a page, where the hardware stops looking ahead.
