@@ -17,7 +17,7 @@ def gradient_of(predictions: torch.Tensor, keypoints: torch.Tensor) -> torch.Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("joints", "height", "width"), [(16, 64, 64), (17, 63, 71)])
 def test_gradient_of_the_loss(joints: int, height: int, width: int, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    batch, few = 128, 2  # 64 MiB and more read and written, against half of the last cache
+    batch, few = 128, 2  # 32 MiB and more read and written, against half of the last cache
     generator = torch.Generator().manual_seed(0)
     predictions = torch.rand(batch, joints, height, width, generator=generator).to(dtype).contiguous(memory_format=layout)
     keypoints = 60 * torch.rand(batch, joints, 2, generator=generator)

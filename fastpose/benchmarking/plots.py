@@ -22,7 +22,8 @@ from fastpose.benchmarking.results import Row, row_title
 from fastpose.benchmarking.table import machine_line, number
 from fastpose.benchmarking.workload import OURS
 
-_DOTS_PER_INCH, _COLOURS = 110, 64
+_DOTS_PER_INCH = 110
+_PALETTE_COLORS = 64
 _WIDTH = 10.0  # inches
 _LABELLED_POINTS = 24  # more would cover each other
 _OURS_COLOR, _OTHER_COLORS = "tab:red", ("tab:blue", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:olive")
@@ -58,7 +59,7 @@ def _png(figure: Figure) -> memoryview:
     canvas.draw()
     buffer = io.BytesIO()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    picture.quantize(_PALETTE_COLORS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getbuffer()
 
 

@@ -73,6 +73,23 @@ inline dim3 grid, block;
 inline thread_local dim3 block_index, thread_index;
 inline thread_local unsigned rank;  // of the thread in its block
 
+// What ThreadSanitizer is told. Turns of fibers order nothing, and what takes turns is not looked at: it would be full of races.
+#if defined(__SANITIZE_THREAD__)
+#define CUDA_ON_CPU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+inline void* new_seen() { return __tsan_create_fiber(0); }
+CUDA_ON_CPU_UNSEEN inline void see(void* seen) { __tsan_switch_to_fiber(seen, __tsan_switch_to_fiber_no_sync); }
+CUDA_ON_CPU_UNSEEN inline void release(void* object) { __tsan_release(object); }
+CUDA_ON_CPU_UNSEEN inline void acquire(void* object) { __tsan_acquire(object); }
+inline void* const seen_outside = __tsan_get_current_fiber();
+#else
+#define CUDA_ON_CPU_UNSEEN
+inline void* new_seen() { return nullptr; }
+inline void see(void*) {}
+inline void release(void*) {}
+inline void acquire(void*) {}
+inline void* const seen_outside = nullptr;
+#endif
+
 #if defined(__SANITIZE_ADDRESS__)
 
 class Barrier {
@@ -94,26 +111,7 @@ inline void run_threads(unsigned threads, const std::function<void()>& thread) {
   for (std::thread& one : pool) one.join();
 }
 
-#define CUDA_ON_CPU_UNSEEN
-
 #else
-
-// What ThreadSanitizer is told. Turns of fibers order nothing, and what takes turns is not looked at: it would be full of races.
-#if defined(__SANITIZE_THREAD__)
-#define CUDA_ON_CPU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
-inline void* new_seen() { return __tsan_create_fiber(0); }
-CUDA_ON_CPU_UNSEEN inline void see(void* seen) { __tsan_switch_to_fiber(seen, __tsan_switch_to_fiber_no_sync); }
-CUDA_ON_CPU_UNSEEN inline void release(void* object) { __tsan_release(object); }
-CUDA_ON_CPU_UNSEEN inline void acquire(void* object) { __tsan_acquire(object); }
-inline void* const seen_outside = __tsan_get_current_fiber();
-#else
-#define CUDA_ON_CPU_UNSEEN
-inline void* new_seen() { return nullptr; }
-inline void see(void*) {}
-inline void release(void*) {}
-inline void acquire(void*) {}
-inline void* const seen_outside = nullptr;
-#endif
 
 // The threads of a block take turns at their barriers, each on a stack of its own, in the order of their ranks.
 struct Fiber {
