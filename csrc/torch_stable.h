@@ -76,8 +76,20 @@ inline void check_dense(const Tensor& t, const char* name, std::initializer_list
   STD_TORCH_CHECK(t.is_contiguous(), "fastpose: ", name, " must be contiguous");
 }
 
-inline Tensor new_dense(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+// Uninitialised memory on the same device, straight from the allocator: torch::stable::new_empty looks the operator up by name and
+// boxes its arguments, a microsecond more for each tensor.
+inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(1, shape[d])) strides[d] = stride;
+  int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                                                  device_type, device_index, &made));
+  return Tensor(made);
 }
 
 // Whether the CUDA kernels do the work on this tensor.

@@ -54,7 +54,7 @@ def option(name: str, value: Any, allowed: Iterable[str]) -> None:
 
 def number(name: str, value: Any, *, positive: bool = False, infinite: bool = False) -> float:
     """A real number, finite unless ``infinite``, and above 0 if ``positive``."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (float, int, Real)):  # the abstract Real last, as it takes longest
         raise TypeError(f"{name}: got {type(value).__name__}, allowed is a number")
     value = float(value)
     # Comparisons, because torch.compile cannot trace math.isnan of a number that varies between calls.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -160,8 +160,8 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-) -> torch._ops.OpOverload:
-    """Defines ``fastpose::name``; its kernels are registered by C++ under the same name.
+) -> Callable[..., Any]:
+    """Defines ``fastpose::name``; its kernels are registered by C++ under the same name. Returns what calls it.
 
     Without ``backward`` the op refuses differentiation aloud: for the backward ops, that is double backward.
     """
@@ -172,8 +172,26 @@ def define(
     if "Tensor[]" in schema or "Tensor?[]" in schema:  # an autograd.Function sees no tensors that are in lists
         torch.library.register_autograd(f"fastpose::{name}", backward, setup_context=setup_context, lib=library)
     elif not schema.endswith("-> ()"):
-        library.impl(name, _differentiable(op, setup_context, backward), "Autograd")
+        autograd = _differentiable(op, setup_context, backward)
+        library.impl(name, autograd, "Autograd")
+        return lambda *args: (autograd if unobserved(args) else op)(*args)
     return op
+
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
+
+
+def unobserved(args: Iterable[Any]) -> bool:
+    """Whether the dispatcher would find nothing to do but to pass a call with these arguments on to autograd.
+
+    That takes it longer than a small kernel runs.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    for arg in args:  # noqa: SIM110, a generator takes twice as long
+        if type(arg) not in _PLAIN and isinstance(arg, torch.Tensor):
+            return False
+    return True
 
 
 def _differentiable(

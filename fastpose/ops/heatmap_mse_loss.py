@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fastpose import _check
-from fastpose._library import _refuse, define, fused, library
+from fastpose._library import _refuse, define, fused, library, unobserved
 from fastpose.ops import _gaussian
 from fastpose.ops._gaussian import GaussianArgs
 
@@ -92,7 +92,9 @@ def heatmap_mse_loss(
     for name, label in (("keypoints", keypoints), ("sigma", sigma), ("weights", weights)):
         if grad and isinstance(label, torch.Tensor) and label.requires_grad:
             raise ValueError(f"{name}: requires grad, but the loss has a gradient for predictions only; detach it")
-    run = _op if fused(maps[0]) else heatmap_mse_loss_reference
+    run: Callable[..., Any] = heatmap_mse_loss_reference
+    if fused(maps[0]):
+        run = _autograd if unobserved((*maps, args.keypoints, args.sigmas, weights)) else _op
     losses, _ = run(
         list(maps),
         *args,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastpose._library import define, library
+from fastpose._library import define, library, unobserved
 from fastpose.ops import _residual_order, _residual_plain
 from fastpose.ops._residual_steps import Norm, Parameters, Running, Steps, accumulator, new_maps
 
@@ -54,14 +54,7 @@ def hourglass_residual_training(
 
 
 def _unobserved(x: torch.Tensor, parameters: Iterable[torch.Tensor | None]) -> bool:
-    """Whether a dispatcher would find nothing to do but to pass the call on, for which it takes longer than a kernel runs."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or x.is_meta
-        or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in (x, *parameters) if t is not None)
-    )
+    return unobserved((x, *parameters)) and not x.is_meta
 
 
 def _steps(fused: bool) -> Steps:
