@@ -426,6 +426,18 @@ def test_bytes_of_the_architectures_ops() -> None:
         assert sum(tensor.nbytes for tensor in make_pair(0)) == job.bytes_moved
 
 
+def test_floor_of_a_job_with_a_backward_pass_is_a_gradient() -> None:
+    jobs = {job.name: job.workload(1, torch.float32, "cpu") for job in ops.OPS}
+    for name in ("loss forward+backward", "soft-argmax forward+backward"):
+        floor = jobs[name].providers["clone"]
+        assert floor.make_inputs is not None
+        (maps,) = floor.make_inputs(0)
+        (gradient,) = floor.prepare()(maps)
+        assert gradient.shape == maps.shape == jobs[name].shape
+        assert torch.equal(gradient, maps)
+        assert gradient.data_ptr() != maps.data_ptr()
+
+
 def test_what_reads_tensors_back_is_left_out_on_a_gpu() -> None:
     names = {name for job in architecture_ops.JOBS for name in job.workload(1, torch.float32, "cuda").providers}
     assert {"eager matrices", "eager shifts", "compile grid_sample"} <= names

@@ -64,7 +64,7 @@ class Op:
             make_inputs=partial(self.make_inputs, batch, dtype, device),
             exact=self.exact,
             eager=next(iter(others)),
-            providers={OURS: Provider(lambda: self.fused, role="ours"), **others, **copies(shape, dtype, device)},
+            providers={OURS: Provider(lambda: self.fused, role="ours"), **others, **copies(shape, dtype, device, self.backward)},
             bytes_moved=forward + backward * self.backward,
             magnitude=self.magnitude,
             terms={"nothing": 1, "map": SIZE**2, "all": math.prod(shape)}[self.sums],
@@ -98,12 +98,19 @@ def _sizes(settings: Settings) -> Iterator[tuple[int, torch.dtype]]:
 # ---- floors -----------------------------------------------------------------------------------------------------------
 
 
-def copies(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, Provider]:
-    """A copy of maps of the same size, and on the CPU, where fresh memory has its price, one that allocates its result."""
+def copies(shape: tuple[int, ...], dtype: torch.dtype, device: str, backward: bool = False) -> dict[str, Provider]:
+    """A copy of maps of the same size, and on the CPU, where fresh memory has its price, one that allocates its result.
+
+    Args:
+        backward: whether the latter is the gradient that autograd gives, with autograd's own time.
+    """
 
     def pair(seed: int) -> Inputs:
         source = torch.full(shape, 1.0 + seed, dtype=dtype, device=device)
         return source, torch.empty_like(source)
+
+    def leaf(seed: int) -> Inputs:
+        return (pair(seed)[0].requires_grad_(),)
 
     def copy(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return target.copy_(source)
@@ -111,10 +118,29 @@ def copies(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str,
     def clone(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return source.clone()
 
+    def gradient(source: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(_Clone.apply(source), source)
+
     floors = {"copy": Provider(lambda: copy, role="floor", make_inputs=pair)}
-    if device == "cpu":
+    if device == "cpu" and backward:
+        floors["clone"] = Provider(lambda: gradient, role="floor", make_inputs=leaf)
+    elif device == "cpu":
         floors["clone"] = Provider(lambda: clone, role="floor", make_inputs=pair)
     return floors
+
+
+class _Clone(torch.autograd.Function):
+    """The least that a loss does: reads maps once and writes a gradient of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, source: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(source.clone())
+        return source.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+        (gradient,) = ctx.saved_tensors
+        return gradient
 
 
 # ---- inputs -----------------------------------------------------------------------------------------------------------
