@@ -1,8 +1,7 @@
 // Runs CUDA C++ kernels on the CPU, for tests. The blocks of a launch run one after another, the threads of a block as fibers, which
 // are many times faster than OS threads. ThreadSanitizer takes fibers for threads and sees every data race that a missing barrier
-// makes; AddressSanitizer does not know their stacks, and has OS threads. A thread that leaves the kernel before a barrier its block
-// still reaches hangs the launch. Not modelled: partial warp masks, memory ordering weaker than the CPU's, the GPU's approximate
-// arithmetic.
+// makes; AddressSanitizer is told of their stacks. A thread that leaves the kernel before a barrier its block still reaches hangs the
+// launch. Not modelled: partial warp masks, memory ordering weaker than the CPU's, the GPU's approximate arithmetic.
 //
 // The environment variable CUDA_ON_CPU_WITHOUT_BARRIER=file.cuh:line makes that one barrier do nothing: the race that this plants
 // must be found, or either the barrier is not needed or the check is blind.
@@ -10,10 +9,11 @@
 #include <ucontext.h>
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+#elif defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #endif
 
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -24,7 +24,6 @@
 #include <set>
 #include <source_location>
 #include <string>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -70,8 +69,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float v) {
 namespace cuda_on_cpu {
 
 inline dim3 grid, block;
-inline thread_local dim3 block_index, thread_index;
-inline thread_local unsigned rank;  // of the thread in its block
+inline dim3 block_index, thread_index;
+inline unsigned rank;  // of the thread in its block
 
 // What ThreadSanitizer is told. Turns of fibers order nothing, and what takes turns is not looked at: it would be full of races.
 #if defined(__SANITIZE_THREAD__)
@@ -82,7 +81,7 @@ CUDA_ON_CPU_UNSEEN inline void release(void* object) { __tsan_release(object); }
 CUDA_ON_CPU_UNSEEN inline void acquire(void* object) { __tsan_acquire(object); }
 inline void* const seen_outside = __tsan_get_current_fiber();
 #else
-#define CUDA_ON_CPU_UNSEEN
+#define CUDA_ON_CPU_UNSEEN __attribute__((noinline))
 inline void* new_seen() { return nullptr; }
 inline void see(void*) {}
 inline void release(void*) {}
@@ -90,55 +89,61 @@ inline void acquire(void*) {}
 inline void* const seen_outside = nullptr;
 #endif
 
+struct Stack {
+  const void* bottom = nullptr;
+  size_t size = 0;
+};
+
+// What AddressSanitizer is told: on whose stack the processor goes on, whence it came, and that a stack is used afresh.
 #if defined(__SANITIZE_ADDRESS__)
-
-class Barrier {
- public:
-  explicit Barrier(unsigned threads) : barrier_(threads) {}
-  void arrive_and_wait() { barrier_.arrive_and_wait(); }
-
- private:
-  std::barrier<> barrier_;
-};
-
-inline void run_threads(unsigned threads, const std::function<void()>& thread) {
-  std::vector<std::thread> pool;
-  for (unsigned t = 0; t < threads; ++t)
-    pool.emplace_back([t, &thread] {
-      rank = t;
-      thread();
-    });
-  for (std::thread& one : pool) one.join();
+inline void leave_for(const Stack& to) { __sanitizer_start_switch_fiber(nullptr, to.bottom, to.size); }
+inline void arrive(Stack* from = nullptr) {
+  Stack before;
+  __sanitizer_finish_switch_fiber(nullptr, &before.bottom, &before.size);
+  if (from) *from = before;
 }
-
+inline void clear(const Stack& stack) { __asan_unpoison_memory_region(stack.bottom, stack.size); }
 #else
+inline void leave_for(const Stack&) {}
+inline void arrive(Stack* = nullptr) {}
+inline void clear(const Stack&) {}
+#endif
 
-// The threads of a block take turns at their barriers, each on a stack of its own, in the order of their ranks.
+// A thread of a block, on a stack of its own; or whoever launches kernels, on the process's.
 struct Fiber {
-  static constexpr size_t kStack = 256 << 10;
-  ucontext_t context;
-  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStack);
-  void* seen = new_seen();
+  Stack stack{};
+  void* seen;
+  bool started = true;
+  ucontext_t start{};  // where it begins
+  void* here[5]{};     // where it goes on. swapcontext would do that too, with two calls of the system each time
 };
-inline std::unique_ptr<Fiber> fibers[1024];  // of a block at most
+inline Fiber outside{.seen = seen_outside};
+inline std::unique_ptr<Fiber> fibers[1024];  // of a block at most; they take turns at their barriers, in the order of their ranks
 inline unsigned running;
-inline ucontext_t outside;
 inline const std::function<void()>* body;
 
-CUDA_ON_CPU_UNSEEN inline void turn(ucontext_t* from, ucontext_t* to, void* seen) {
-  see(seen);
-  swapcontext(from, to);
+CUDA_ON_CPU_UNSEEN inline void go_on(Fiber& fiber) {
+  if (fiber.started) __builtin_longjmp(fiber.here, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
+}
+
+CUDA_ON_CPU_UNSEEN inline void turn(Fiber& from, Fiber& to) {
+  see(to.seen);
+  leave_for(to.stack);
+  if (__builtin_setjmp(from.here) == 0) go_on(to);
+  arrive();
 }
 
 CUDA_ON_CPU_UNSEEN inline void yield() {
   Fiber& before = *fibers[rank];
   rank = (rank + 1) % block.x;
   thread_index = {rank, 0, 0};
-  Fiber& next = *fibers[rank];
-  turn(&before.context, running ? &next.context : &outside, running ? next.seen : seen_outside);
+  turn(before, running ? *fibers[rank] : outside);
 }
 
 CUDA_ON_CPU_UNSEEN inline void run_fiber() {
+  arrive(rank == 0 ? &outside.stack : nullptr);
   acquire(&body);
   (*body)();
   release(&body);
@@ -166,23 +171,24 @@ class Barrier {
 };
 
 CUDA_ON_CPU_UNSEEN inline void run_threads(unsigned threads, const std::function<void()>& thread) {
+  constexpr size_t kStack = 256 << 10;
   body = &thread;
   for (unsigned t = 0; t < threads; ++t) {
-    if (!fibers[t]) fibers[t] = std::make_unique<Fiber>();
-    ucontext_t& context = fibers[t]->context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = fibers[t]->stack.get();
-    context.uc_stack.ss_size = Fiber::kStack;
-    makecontext(&context, run_fiber, 0);
+    if (!fibers[t]) fibers[t] = std::make_unique<Fiber>(Stack{new char[kStack], kStack}, new_seen());
+    Fiber& fiber = *fibers[t];
+    clear(fiber.stack);
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = const_cast<void*>(fiber.stack.bottom);
+    fiber.start.uc_stack.ss_size = kStack;
+    makecontext(&fiber.start, run_fiber, 0);
+    fiber.started = false;
   }
   running = threads;
   rank = 0;
   release(&body);
-  turn(&outside, &fibers[0]->context, fibers[0]->seen);
+  turn(outside, *fibers[0]);
   acquire(&body);
 }
-
-#endif
 
 struct Warp {
   explicit Warp(unsigned lanes) : barrier(lanes) {}
