@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DFASTPOSE_VERSION={self.distribution.get_version()}",
             f"-DFASTPOSE_CUDA_ARCHS={os.environ.get('FASTPOSE_CUDA_ARCHS', '')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         # This environment's cmake and ninja before the system's, which may be too old for the nvcc at hand.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])

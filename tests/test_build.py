@@ -46,12 +46,12 @@ def test_sdist_holds_every_source(sdist: Path) -> None:
 
 
 def test_wheel_from_the_sdist_imports_and_runs(sdist: Path, tmp_path: Path) -> None:
-    """Without optimisation and without CUDA, for speed; the CUDA sources have a compile check of their own."""
+    """Without optimisation, CUDA and wide vectors, for speed: the other tests' build has them."""
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
     compiler.chmod(0o755)
     build = ("wheel", "--no-build-isolation", "--no-deps", "-q", "-w", str(tmp_path), str(sdist))
-    environment = {"FASTPOSE_CUDA": "0", "CXX": str(compiler)}
+    environment = {"FASTPOSE_CUDA": "0", "CMAKE_ARGS": "-DFASTPOSE_SIMD_LEVELS=baseline", "CXX": str(compiler)}
     run(sys.executable, "-m", "pip", "--disable-pip-version-check", *build, cwd=tmp_path, **environment)
     wheel = next(tmp_path.glob("fastpose_kernels-*.whl"))
     site = tmp_path / "site"
@@ -59,7 +59,7 @@ def test_wheel_from_the_sdist_imports_and_runs(sdist: Path, tmp_path: Path) -> N
         archive.extractall(site)
     code = (
         f"import fastpose, torch; assert fastpose.__file__.startswith({str(site)!r}), fastpose.__file__; "
-        "info = fastpose.build_info(); assert info['cuda'] is None; "
+        "info = fastpose.build_info(); assert info['cuda'] is None and info['simd_levels'] == ['baseline'], info; "
         "print(fastpose.ops.gaussian_heatmap(torch.tensor([[[2.0, 1.0]]]), (3, 5), 1.0)[0, 0, 1, 2].item())"
     )
     # away from the checkout, whose fastpose would be imported instead
