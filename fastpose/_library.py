@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 library = torch.library.Library("fastpose", "DEF")
 
@@ -168,30 +170,47 @@ def define(
     library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.register_fake(f"fastpose::{name}", fake, lib=library)
     op: torch._ops.OpOverload = getattr(torch.ops.fastpose, name).default
-    backward = backward or _refuse(name)
+    backward = backward or refuse(name)
     if "Tensor[]" in schema or "Tensor?[]" in schema:  # an autograd.Function sees no tensors that are in lists
         torch.library.register_autograd(f"fastpose::{name}", backward, setup_context=setup_context, lib=library)
     elif not schema.endswith("-> ()"):
         autograd = _differentiable(op, setup_context, backward)
         library.impl(name, autograd, "Autograd")
-        return lambda *args: (autograd if unobserved(args) else op)(*args)
+        return lambda *args: (autograd if straight_to_autograd(args) else op)(*args)
     return op
 
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
 
 
-def unobserved(args: Iterable[Any]) -> bool:
-    """Whether the dispatcher would find nothing to do but to pass a call with these arguments on to autograd.
+def straight_to_autograd(args: Iterable[Any]) -> bool:
+    """Whether a call with these arguments goes to an op's autograd without the dispatcher.
 
-    That takes it longer than a small kernel runs.
+    Mostly the dispatcher would find nothing else to do, and take longer than a small kernel. And the transforms of ``torch.func``
+    know what to do with an autograd.Function only if no dispatcher is in between.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
+    if torch._C._are_functorch_transforms_active():
+        return True
     for arg in args:  # noqa: SIM110, a generator takes twice as long
         if type(arg) not in _PLAIN and isinstance(arg, torch.Tensor):
             return False
     return True
+
+
+def differentiated(tensors: Iterable[Any]) -> bool:
+    """Whether autograd, in either direction, or a transform of ``torch.func`` has to know of an op on these tensors."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` without its search for arguments left to their defaults, which takes longer than a kernel."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _differentiable(
@@ -199,30 +218,40 @@ def _differentiable(
 ) -> Callable[..., Any]:
     """The op's autograd. With ``torch.library.register_autograd`` a small call, forward and backward, takes a third longer."""
 
-    def forward(ctx: Any, *args: Any) -> Any:
+    def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            output = op(*args)
-        if setup_context is not None:
-            setup_context(ctx, args, output)
-        return output
+            return op(*args)
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    methods = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context or (lambda ctx, inputs, output: None)),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(refuse_forward_mode(op._opname)),
+        "generate_vmap_rule": True,
+    }
     function: Any = type(op._opname, (torch.autograd.Function,), methods)
 
     def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
-            return function.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        return apply(function, *args) if differentiated(args) else forward(*args)
 
     return autograd
 
 
-def _refuse(name: str) -> Callable[..., Any]:
-    def refuse(ctx: Any, *gradients: torch.Tensor) -> Any:
+def refuse(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         raise RuntimeError(
             f"fastpose::{name} cannot be differentiated (double backward is not supported); "
             'run under fastpose.backend("reference") if you need second derivatives'
         )
 
-    return refuse
+    return backward
+
+
+def refuse_forward_mode(name: str) -> Callable[..., Any]:
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
+        raise RuntimeError(
+            f"fastpose::{name} has no derivative in forward mode (jvp, jacfwd); "
+            'run under fastpose.backend("reference") if you need it'
+        )
+
+    return jvp

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import itertools
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -411,9 +413,13 @@ def test_double_backward_is_refused(case: OpCase, device: torch.device) -> None:
         pytest.skip("linear: it has all derivatives")
     call = case.call(SMALL, list(case.variants)[-1], device=device)
     outputs = [output for output in call() if output.requires_grad]
-    gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
-    with pytest.raises(RuntimeError, match=r'double backward is not supported.*backend\("reference"\)'):
-        torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves())
+    refused = pytest.raises(RuntimeError, match=r'double backward is not supported.*backend\("reference"\)')
+    for retain in (True, False):
+        gradients = torch.autograd.grad(
+            outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True, retain_graph=retain
+        )
+        with refused:
+            torch.autograd.grad(sum(gradient.sum() for gradient in gradients), call.leaves(), retain_graph=retain)
 
 
 @each_case()
@@ -431,6 +437,59 @@ def test_reference_has_second_derivatives(case: OpCase, device: torch.device) ->
     gradients = torch.autograd.grad(outputs, call.leaves(), upstream_of(tuple(outputs)), create_graph=True)
     second = torch.autograd.grad(gradients, call.leaves(), upstream_of(gradients))
     assert all(gradient.any() for gradient in second)
+
+
+def differentiable_results(call: Call) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The call as a function of its differentiable tensors, of which only the results that depend on them are left."""
+    wanted = [result.requires_grad for result in call()]
+    return lambda *tensors: tuple(itertools.compress(call(*tensors), wanted))
+
+
+@each_variant()
+def test_torch_func_takes_gradients(case: OpCase, variant: str, device: torch.device) -> None:
+    call = case.call(SMALL, variant, device=device)
+    function = differentiable_results(call)
+    outputs = function(*call.leaves())
+    if not outputs:
+        pytest.skip("this variant has no gradient")
+    upstream = tuple(upstream_of(outputs))
+    gradients = torch.autograd.grad(outputs, call.leaves(), upstream)
+    values, pull_back = torch.func.vjp(function, *(leaf.detach() for leaf in call.leaves()))
+    assert_same_bits(
+        Values([output.detach() for output in outputs], list(gradients)), Values(list(values), list(pull_back(upstream)))
+    )
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap calls the op once for each sample
+@each_case()
+def test_torch_func_takes_gradients_of_every_sample(case: OpCase, device: torch.device) -> None:
+    call = case.call(SMALL, list(case.variants)[-1], device=device)
+    function = differentiable_results(call)
+
+    def gradients(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def sums(*tensors: torch.Tensor) -> torch.Tensor:
+            return sum(result.square().sum() for result in function(*tensors))
+
+        return torch.func.grad(sums, argnums=tuple(range(len(tensors))))(*tensors)
+
+    leaves = [leaf.detach() for leaf in call.leaves()]
+    both = [torch.stack((leaf, leaf.roll(1, -1))) for leaf in leaves]
+    together = torch.func.vmap(gradients)(*both)
+    for index in range(2):
+        alone = gradients(*(pair[index] for pair in both))
+        assert_same_bits(Values([], list(alone)), Values([], [pair[index] for pair in together]))
+
+
+@each_case()
+def test_forward_mode_is_refused(case: OpCase, device: torch.device) -> None:
+    call = case.call(SMALL, list(case.variants)[-1], device=device)
+    function = differentiable_results(call)
+    leaves = tuple(leaf.detach() for leaf in call.leaves())
+    refused = pytest.raises(RuntimeError, match=r'no derivative in forward mode.*backend\("reference"\)')
+    with refused:
+        torch.func.jvp(function, leaves, leaves)
+    with refused, forward_ad.dual_level():
+        function(*(forward_ad.make_dual(leaf, leaf) for leaf in leaves))
 
 
 # ---- the rest of PyTorch ----------------------------------------------------------------------------------------

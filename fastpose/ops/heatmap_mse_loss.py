@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastpose import _check
-from fastpose._library import _refuse, define, fused, library, unobserved
+from fastpose._library import apply, define, differentiated, fused, library, refuse, refuse_forward_mode, straight_to_autograd
 from fastpose.ops import _gaussian
 from fastpose.ops._gaussian import GaussianArgs
 
@@ -94,7 +94,7 @@ def heatmap_mse_loss(
             raise ValueError(f"{name}: requires grad, but the loss has a gradient for predictions only; detach it")
     run: Callable[..., Any] = heatmap_mse_loss_reference
     if fused(maps[0]):
-        run = _autograd if unobserved((*maps, args.keypoints, args.sigmas, weights)) else _op
+        run = _autograd if straight_to_autograd((*maps, args.keypoints, args.sigmas, weights)) else _op
     losses, _ = run(
         list(maps),
         *args,
@@ -155,15 +155,23 @@ def _weights(weights: torch.Tensor, prediction: torch.Tensor, dtype: torch.dtype
 class _Loss(torch.autograd.Function):
     """The op's autograd. Written out because register_autograd spends 0.1 ms a call on arguments that are lists of tensors."""
 
+    generate_vmap_rule = True
+    jvp = staticmethod(refuse_forward_mode("heatmap_mse_loss"))
+
     @staticmethod
-    def forward(ctx: Any, args: tuple[Any, ...], *predictions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(args: tuple[Any, ...], *predictions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             losses, gradients = _op(predictions, *args)
+        return losses, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        args, *predictions = inputs
+        _, *gradients = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*gradients)
-        ctx.save_for_backward(losses, *gradients)
+        ctx.save_for_backward(*output)
         ctx.reduction, ctx.stacks = args[-4], len(predictions)
-        return losses, *gradients
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -178,30 +186,36 @@ class _Loss(torch.autograd.Function):
         else:
             gradients = _scaled(gradients, upstream, ctx.reduction)
             if torch.is_grad_enabled():
-                gradients = _Once.apply(losses, *gradients)
+                gradients = apply(_Once, losses, *gradients)
         return None, *gradients
 
 
 class _Once(torch.autograd.Function):
     """Passes gradients on and refuses to be differentiated. ``losses`` ties them to the predictions, so that it is asked to."""
 
+    generate_vmap_rule = True
+    backward = staticmethod(refuse("heatmap_mse_loss"))
+
     @staticmethod
-    def forward(ctx: Any, losses: torch.Tensor, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(losses: torch.Tensor, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return gradients
 
-    backward = staticmethod(_refuse("heatmap_mse_loss"))
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        pass
 
 
 def _may_overwrite(gradients: list[torch.Tensor], upstream: torch.Tensor) -> bool:
     """Whether the saved buffers can become the gradients.
 
-    They can if nobody will ask for them again, and neither a compiler nor a batch of upstream gradients looks on.
+    They can if nobody will ask for them again, and neither a compiler nor a transform nor a batch of upstream gradients looks on.
     """
     retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    if retained is None or retained() or any(type(gradient) is not torch.Tensor for gradient in gradients):
+    if retained is None or retained() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return False
-    functorch = torch._C._functorch
-    return not (functorch.is_batchedtensor(upstream) or functorch.is_legacy_batchedtensor(upstream))
+    if any(type(gradient) is not torch.Tensor for gradient in gradients):
+        return False
+    return not torch._C._functorch.is_legacy_batchedtensor(upstream)
 
 
 def _scaled(gradients: list[torch.Tensor], upstream: torch.Tensor, reduction: int) -> list[torch.Tensor]:
@@ -218,8 +232,8 @@ def _scale(reduction: int, shape: torch.Size) -> float:
 
 
 def _autograd(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    if torch.is_grad_enabled() and any(p.requires_grad for p in predictions):
-        losses, *gradients = _Loss.apply(args, *predictions)
+    if differentiated(predictions):
+        losses, *gradients = apply(_Loss, args, *predictions)
         return losses, gradients
     with torch._C._AutoDispatchBelowAutograd():
         return _op(predictions, *args)
@@ -231,6 +245,21 @@ def _fake(predictions: list[torch.Tensor], *args: Any) -> tuple[torch.Tensor, li
     return keypoints.new_empty(len(predictions) if listed else ()), gradients
 
 
+def _vmap(info: Any, in_dims: tuple[Any, ...], predictions: list[torch.Tensor], *args: Any) -> tuple[Any, ...]:
+    """One call after the other: torch makes no such fallback for an op on lists of tensors."""
+
+    def one(value: Any, dim: int | None, index: int) -> Any:
+        return value if dim is None else value.select(dim, index)
+
+    def call(index: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        own = [one(p, dim, index) for p, dim in zip(predictions, in_dims[0], strict=True)]
+        return _op(own, *(one(arg, dim, index) for arg, dim in zip(args, in_dims[1:], strict=True)))
+
+    losses, gradients = zip(*map(call, range(info.batch_size)), strict=True)
+    stacked = [torch.stack(of_stack) for of_stack in zip(*gradients, strict=True)]
+    return (torch.stack(losses), stacked), (0, [0] * len(stacked))
+
+
 library.define(
     f"heatmap_mse_loss(Tensor[] predictions, {_gaussian.SCHEMA}, Tensor? weights, int reduction, bool ignore_unlabelled, "
     "bool listed, bool compute_gradient) -> (Tensor losses, Tensor[] gradients)",
@@ -238,6 +267,7 @@ library.define(
 )
 torch.library.register_fake("fastpose::heatmap_mse_loss", _fake, lib=library)
 library.impl("heatmap_mse_loss", _autograd, "Autograd")
+torch.library.register_vmap("fastpose::heatmap_mse_loss", _vmap, lib=library)
 _op = torch.ops.fastpose.heatmap_mse_loss.default
 _scale_op = define(
     "heatmap_mse_loss_scale_", "(Tensor(a!)[] gradients, Tensor upstream, int reduction) -> ()", fake=lambda *args: None

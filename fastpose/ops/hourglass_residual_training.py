@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastpose._library import define, library, unobserved
+from fastpose._library import define, differentiated, library, straight_to_autograd
 from fastpose.ops import _residual_order, _residual_plain
 from fastpose.ops._residual_steps import Norm, Parameters, Running, Steps, accumulator, new_maps
 
@@ -54,7 +54,7 @@ def hourglass_residual_training(
 
 
 def _unobserved(x: torch.Tensor, parameters: Iterable[torch.Tensor | None]) -> bool:
-    return unobserved((x, *parameters)) and not x.is_meta
+    return straight_to_autograd((x, *parameters)) and not (x.is_meta or torch._C._are_functorch_transforms_active())
 
 
 def _steps(fused: bool) -> Steps:
@@ -154,7 +154,7 @@ class _Block(torch.autograd.Function):
 
 
 def _autograd(x: torch.Tensor, parameters: list[torch.Tensor | None], *args: Any) -> tuple[torch.Tensor, ...]:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
+    if differentiated((x, *parameters)):
         return _Block.apply(x, args, *parameters)
     with torch._C._AutoDispatchBelowAutograd():
         return (_forward if _unobserved(x, parameters) else _op)(x, parameters, *args)
