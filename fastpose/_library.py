@@ -180,6 +180,7 @@ def define(
     return op
 
 
+NO_FORWARD_MODE = "has no derivative in forward mode (jvp, jacfwd)"
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
 
 
@@ -226,7 +227,7 @@ def _differentiable(
         "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context or (lambda ctx, inputs, output: None)),
         "backward": staticmethod(backward),
-        "jvp": staticmethod(refuse_forward_mode(op._opname)),
+        "jvp": staticmethod(refuse(op._opname, NO_FORWARD_MODE)),
         "generate_vmap_rule": True,
     }
     function: Any = type(op._opname, (torch.autograd.Function,), methods)
@@ -237,21 +238,10 @@ def _differentiable(
     return autograd
 
 
-def refuse(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise RuntimeError(
-            f"fastpose::{name} cannot be differentiated (double backward is not supported); "
-            'run under fastpose.backend("reference") if you need second derivatives'
-        )
+def refuse(name: str, why: str = "cannot be differentiated (double backward is not supported)") -> Callable[..., Any]:
+    """The method of an autograd.Function for a derivative that there is not."""
 
-    return backward
+    def method(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError(f'fastpose::{name} {why}; run under fastpose.backend("reference") if you need it')
 
-
-def refuse_forward_mode(name: str) -> Callable[..., Any]:
-    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
-        raise RuntimeError(
-            f"fastpose::{name} has no derivative in forward mode (jvp, jacfwd); "
-            'run under fastpose.backend("reference") if you need it'
-        )
-
-    return jvp
+    return method

@@ -466,18 +466,18 @@ def test_torch_func_takes_gradients_of_every_sample(case: OpCase, device: torch.
     call = case.call(SMALL, list(case.variants)[-1], device=device)
     function = differentiable_results(call)
 
-    def gradients(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        def sums(*tensors: torch.Tensor) -> torch.Tensor:
-            return sum(result.square().sum() for result in function(*tensors))
-
-        return torch.func.grad(sums, argnums=tuple(range(len(tensors))))(*tensors)
+    def of_squares(*tensors: torch.Tensor) -> torch.Tensor:
+        return sum(result.square().sum() for result in function(*tensors))
 
     leaves = [leaf.detach() for leaf in call.leaves()]
     both = [torch.stack((leaf, leaf.roll(1, -1))) for leaf in leaves]
-    together = torch.func.vmap(gradients)(*both)
-    for index in range(2):
-        alone = gradients(*(pair[index] for pair in both))
-        assert_same_bits(Values([], list(alone)), Values([], [pair[index] for pair in together]))
+    gradients = torch.func.grad(of_squares, argnums=tuple(range(len(leaves))))
+    alone = [torch.stack(pair) for pair in zip(*(gradients(*(pair[i] for pair in both)) for i in range(2)), strict=True)]
+    assert_same_bits(Values([], alone), Values([], list(torch.func.vmap(gradients)(*both))))
+    for pair in both:
+        pair.requires_grad_()
+    of_sum = torch.autograd.grad(torch.func.vmap(of_squares)(*both).sum(), both)
+    assert_same_bits(Values([], alone), Values([], list(of_sum)))
 
 
 @each_case()

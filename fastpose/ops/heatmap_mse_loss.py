@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from fastpose import _check
-from fastpose._library import apply, define, differentiated, fused, library, refuse, refuse_forward_mode, straight_to_autograd
+from fastpose._library import (
+    NO_FORWARD_MODE,
+    apply,
+    define,
+    differentiated,
+    fused,
+    library,
+    refuse,
+    straight_to_autograd,
+)
 from fastpose.ops import _gaussian
 from fastpose.ops._gaussian import GaussianArgs
 
@@ -102,7 +111,7 @@ def heatmap_mse_loss(
         REDUCTIONS.index(reduction),
         unlabelled == "ignore",
         maps is predictions,
-        grad and any(p.requires_grad for p in maps),
+        grad and differentiated(maps),
     )
     return losses
 
@@ -156,7 +165,7 @@ class _Loss(torch.autograd.Function):
     """The op's autograd. Written out because register_autograd spends 0.1 ms a call on arguments that are lists of tensors."""
 
     generate_vmap_rule = True
-    jvp = staticmethod(refuse_forward_mode("heatmap_mse_loss"))
+    jvp = staticmethod(refuse("heatmap_mse_loss", NO_FORWARD_MODE))
 
     @staticmethod
     def forward(args: tuple[Any, ...], *predictions: torch.Tensor) -> tuple[torch.Tensor, ...]:

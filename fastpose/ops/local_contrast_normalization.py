@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from fastpose import _check
-from fastpose._library import define, fused
+from fastpose._library import define, differentiated, fused
 
 CONTRAST_BORDERS = ("torch7", "even")
 _MAX_WINDOW = 31  # kMaxWindow of csrc/local_contrast_normalization.h
@@ -56,7 +56,7 @@ def local_contrast_normalization(
     _check_images(images)
     weights = _weights(window)
     _check.option("border", border, CONTRAST_BORDERS)
-    save = images.requires_grad and torch.is_grad_enabled()
+    save = torch.is_grad_enabled() and differentiated((images,))
     run = _op if fused(images) else local_contrast_normalization_reference
     result, _, _ = run(images, weights, border == "even", _check.number("threshold", threshold, positive=True), save)
     return result
