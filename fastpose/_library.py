@@ -200,9 +200,14 @@ def straight_to_autograd(args: Iterable[Any]) -> bool:
     return True
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or differentiation in forward mode is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def differentiated(tensors: Iterable[Any]) -> bool:
     """Whether autograd, in either direction, or a transform of ``torch.func`` has to know of an op on these tensors."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transformed():
         return True
     return torch.is_grad_enabled() and any(isinstance(tensor, torch.Tensor) and tensor.requires_grad for tensor in tensors)
 

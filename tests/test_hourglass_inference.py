@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -360,6 +361,18 @@ def test_gradients_in_evaluation_are_autograds() -> None:
     block.requires_grad_(False)
     assert ops_called(lambda: block(x)) == []
     assert ops_called(lambda: block(x.detach())) == ["hourglass_residual"]
+
+
+def test_derivatives_in_forward_mode_are_the_layers() -> None:
+    block, x = randomize(HourglassResidual(8, 8).double()).requires_grad_(False), maps(2, 8, 4, 4)
+    assert block.inference_path(x).name == "folded"
+    with fastpose.backend("reference"):
+        _, expected = torch.func.jvp(block, (x,), (x,))
+    with forward_ad.dual_level():
+        assert "forward mode" in block.inference_path(x).reason
+        assert "forward mode" in block.training_path(x).reason
+        tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(x, x))).tangent
+    torch.testing.assert_close(tangent, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("pool", [False, True])

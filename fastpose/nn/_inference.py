@@ -57,8 +57,8 @@ def _why_not_in_evaluation(module: nn.Module, x: torch.Tensor) -> str:
         return "gradients are needed"
     if _library.current_backend() == "reference":
         return 'fastpose.backend("reference") is in force'
-    if torch._C._are_functorch_transforms_active():
-        return "the op has no rules for the transforms of torch.func"
+    if _library.transformed():
+        return "the op has no rules for the transforms of torch.func and for forward mode"
     return ""
 
 

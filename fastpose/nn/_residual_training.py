@@ -91,8 +91,8 @@ def _why_not_as_one(block: HourglassResidual, x: torch.Tensor) -> str:
         return 'fastpose.backend("reference") is in force'
     if torch.compiler.is_exporting() and not block.training:
         return "it is exported for evaluation, where a graph of PyTorch's own operations runs anywhere"
-    if torch._C._are_functorch_transforms_active():
-        return "the op has no rules for the transforms of torch.func"
+    if _library.transformed():
+        return "the op has no rules for the transforms of torch.func and for forward mode"
     for name in (*_NORMS, *_CONVOLUTIONS):
         changed = why_changed(name, getattr(block, name))
         if changed:
