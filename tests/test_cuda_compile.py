@@ -83,11 +83,9 @@ def cubins(tmp_path_factory: pytest.TempPathFactory) -> list[Cubin]:
     subprocess.run([cuobjdump, "-xelf", "all", extension], cwd=folder, capture_output=True, check=True)
     paths = sorted(folder.glob("*.cubin"))
     assert {path.stem for path in paths} == {f"{source.stem}.sm_{number}" for source in SOURCES for number in built}
-
-    def usage_of(path: Path) -> str:
-        return subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-
-    return [Cubin(path, read_usage(usage_of(path))) for path in paths]
+    command = [cuobjdump, "-res-usage"]
+    usages = [subprocess.run([*command, path], capture_output=True, text=True, check=True).stdout for path in paths]
+    return [Cubin(path, read_usage(usage)) for path, usage in zip(paths, usages, strict=True)]
 
 
 def test_nothing_is_spilled(cubins: list[Cubin]) -> None:

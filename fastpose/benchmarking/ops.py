@@ -122,10 +122,9 @@ def copies(shape: tuple[int, ...], dtype: torch.dtype, device: str, backward: bo
         return torch.autograd.grad(_Clone.apply(source), source)
 
     floors = {"copy": Provider(lambda: copy, role="floor", make_inputs=pair)}
-    if device == "cpu" and backward:
-        floors["clone"] = Provider(lambda: gradient, role="floor", make_inputs=leaf)
-    elif device == "cpu":
-        floors["clone"] = Provider(lambda: clone, role="floor", make_inputs=pair)
+    if device == "cpu":
+        function, make_inputs = (gradient, leaf) if backward else (clone, pair)
+        floors["clone"] = Provider(lambda: function, role="floor", make_inputs=make_inputs)
     return floors
 
 

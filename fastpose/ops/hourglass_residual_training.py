@@ -54,6 +54,7 @@ def hourglass_residual_training(
 
 
 def _unobserved(x: torch.Tensor, parameters: Iterable[torch.Tensor | None]) -> bool:
+    """Whether the kernels may be called from here, because a dispatcher would find nothing to do but that."""
     return straight_to_autograd((x, *parameters)) and not (x.is_meta or torch._C._are_functorch_transforms_active())
 
 
